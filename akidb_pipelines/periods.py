@@ -1,0 +1,94 @@
+"""Calendar periods that data is filed under, and the two spellings that people use for them.
+
+Storage and Dagster use the first day (`2026-11-16`); people and file names use the ISO week (`2026-W47`). Everything is UTC.
+A day that does not begin a period is refused: Dagster would quietly take the next window.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+from akidb_pipelines.errors import InputError
+
+_ISO_WEEK = re.compile(r"(\d{4})-W(\d{2})")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+@dataclass(frozen=True, order=True)
+class Week:
+    """An ISO week, named by its Monday."""
+
+    monday: date
+
+    def __post_init__(self) -> None:
+        if self.monday.isoweekday() != 1:
+            raise _not_a_monday(self.monday)
+
+    @classmethod
+    def parse(cls, text: str) -> Week:
+        """Read `2026-W47` or the Monday `2026-11-16`.
+
+        Raises:
+            InputError: no such week, or a day that is no Monday.
+        """
+        text = text.strip()
+        if iso := _ISO_WEEK.fullmatch(text):
+            year, number = int(iso[1]), int(iso[2])
+            try:
+                return cls(date.fromisocalendar(year, number, 1))
+            except ValueError:
+                last = date(year, 12, 28).isocalendar().week if year else 52
+                raise InputError(
+                    f"{text} is no week: {year} has weeks 01 to {last}", hint="write a week such as 2026-W47"
+                ) from None
+        if _DAY.fullmatch(text):
+            try:
+                day = date.fromisoformat(text)
+            except ValueError:
+                raise InputError(f"{text} is no day of the calendar", hint="write a week such as 2026-W47") from None
+            return cls(day)
+        raise InputError(f"{text!r} is no week", hint="write an ISO week (2026-W47) or its Monday (2026-11-16)")
+
+    @classmethod
+    def containing(cls, moment: datetime | date) -> Week:
+        """The week that a day, or an aware moment (in UTC), falls into."""
+        if isinstance(moment, datetime):
+            moment = moment.astimezone(UTC).date()
+        return cls(moment - timedelta(days=moment.isoweekday() - 1))
+
+    @property
+    def iso(self) -> str:
+        """`2026-W47`."""
+        year, number, _ = self.monday.isocalendar()
+        return f"{year:04d}-W{number:02d}"
+
+    @property
+    def key(self) -> str:
+        """The Dagster partition key: the Monday, `2026-11-16`."""
+        return self.monday.isoformat()
+
+    @property
+    def start(self) -> datetime:
+        """Monday 00:00 UTC: the "now" of the week's fixtures."""
+        return datetime(self.monday.year, self.monday.month, self.monday.day, tzinfo=UTC)
+
+    def shift(self, weeks: int) -> Week:
+        """The week so many weeks later (earlier, if negative)."""
+        return Week(self.monday + timedelta(weeks=weeks))
+
+    def __str__(self) -> str:
+        return self.iso
+
+
+FIRST_WEEK = Week(date(2025, 11, 3))
+"""The first week there are fixtures for: the plan's week 0."""
+
+
+def _not_a_monday(day: date) -> InputError:
+    monday = day - timedelta(days=day.isoweekday() - 1)
+    year, number, _ = day.isocalendar()
+    return InputError(
+        f"{day} is a {day:%A}; a week is named by its Monday", hint=f"write {monday} or {year:04d}-W{number:02d}"
+    )

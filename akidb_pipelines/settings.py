@@ -1,0 +1,99 @@
+"""Settings from the environment (`AKIDB_*`) and `akidb-pipelines.toml`; the environment wins.
+
+Read once by whoever composes a program (`cli`, `resources`), never at import and never deep inside the library.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from akidb_pipelines.errors import InputError
+
+
+def _checkout() -> Path | None:
+    """The checkout that this package runs from, or None when it was installed as a wheel."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+def default_home() -> Path:
+    """`<checkout>/var`; for an installed wheel, the user's state folder (XDG base directory specification)."""
+    if checkout := _checkout():
+        return checkout / "var"
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "akidb-pipelines"
+
+
+class Settings(BaseSettings):
+    """What an installation may set. Names in the environment carry the prefix `AKIDB_`."""
+
+    model_config = SettingsConfigDict(env_prefix="AKIDB_", frozen=True, extra="ignore", toml_file="akidb-pipelines.toml")
+
+    home: Path = Field(default_factory=default_home, description="Where state lives: store, catalog, builds.")
+    store: str = Field(default="", description="Base of the artifact store; default file://$AKIDB_HOME/store.")
+    catalog: str = Field(default="", description="SQLAlchemy URL of the catalog; default SQLite under AKIDB_HOME.")
+    cedar_sandbox: Path | None = Field(default=None, description="Folder with another sandbox schema and policies.")
+    migrations: Path | None = Field(default=None, description="Migrations folder of an AkiDB checkout.")
+    seed: int = Field(default=2025, ge=0, lt=2**63, description="Seed of the fixtures.")
+    profiles: tuple[str, ...] = Field(default=("ci", "standard"), description="Fixture profiles of the weekly run.")
+    auto_backfill: bool = Field(default=False, description="Let the drift sensor start backfills by itself.")
+    weekly_fixtures_cron: str = Field(default="0 2 * * 1", description="When the weekly fixtures are built (UTC).")
+    runbook_base: str = Field(
+        default="https://github.com/aifocal/akidb_pipelines/blob/main/docs",
+        description="Where the docs folder is served; runbook links in the UI begin with it.",
+    )
+    github_url: str = Field(default="", description="GitHub API that `doctor` tries to reach.")
+    grafana_url: str = Field(default="", description="Grafana that `doctor` tries to reach.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the TOML file beside the checkout or in the working directory."""
+        checkout = _checkout()
+        toml = Path("akidb-pipelines.toml")
+        if not toml.is_file() and checkout:
+            toml = checkout / "akidb-pipelines.toml"
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml)
+
+    @classmethod
+    def load(cls) -> Settings:
+        """Read and validate.
+
+        Raises:
+            InputError: a setting is unusable; the message names it.
+        """
+        try:
+            settings = cls()
+        except ValidationError as error:
+            told = "; ".join(f"AKIDB_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors() if e["loc"])
+            raise InputError(f"settings: {told}", hint="correct the environment or akidb-pipelines.toml") from error
+        return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+
+    @property
+    def store_url(self) -> str:
+        """Base URL of the artifact store."""
+        return self.store or f"file://{self.home / 'store'}"
+
+    @property
+    def catalog_url(self) -> str:
+        """SQLAlchemy URL of the catalog."""
+        return self.catalog or f"sqlite:///{self.home / 'catalog.db'}"
+
+    @property
+    def builds(self) -> Path:
+        """Folder of finished, not yet released builds."""
+        return self.home / "builds"
+
+    def runbook(self, page: str) -> str:
+        """Address of a page below docs/, such as `runbooks/fixture-drift.md`."""
+        return f"{self.runbook_base.rstrip('/')}/{page}"
