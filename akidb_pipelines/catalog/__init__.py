@@ -1,0 +1,1 @@
+"""What exists, as rows: releases, the outcome of checks, findings. Facts about artifacts; the artifacts are in the store."""

@@ -1,0 +1,210 @@
+"""Reading and writing the catalog. SQLite by default, PostgreSQL for a team; Alembic keeps either at the newest form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sqlalchemy import Engine, create_engine, event, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.orm import Session
+
+from akidb_pipelines.catalog.models import CheckRow, FindingRow, FixtureReleaseRow
+from akidb_pipelines.errors import InputError, OutsideError
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+@dataclass(frozen=True)
+class CheckOutcome:
+    """What a check said of a build."""
+
+    check: str
+    passed: bool
+    blocking: bool
+    rules: int
+    summary: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CataloguedRelease:
+    """A release as the catalog knows it."""
+
+    week: str
+    revision: int
+    manifest_sha256: str
+    cedar_sha256: str
+    size_bytes: int
+    profiles: tuple[str, ...]
+    published_at: str = ""
+
+
+@dataclass(frozen=True)
+class CataloguedFinding:
+    """A drift finding and the weeks it was seen in."""
+
+    key: str
+    severity: str
+    kind: str
+    subject: str
+    expected: str
+    found: str
+    affected_rows: int
+    affected_policies: tuple[str, ...]
+    suggestion: str
+    first_week: str = ""
+    last_week: str = ""
+
+
+class Catalog:
+    """The catalog behind one URL; brought to the newest form when opened.
+
+    Args:
+        url: SQLAlchemy URL; the folder of a SQLite file is made.
+
+    Raises:
+        InputError: the URL is none.
+        OutsideError: the database cannot be opened.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise InputError(f"AKIDB_CATALOG: {error}", hint="give an SQLAlchemy URL such as sqlite:////var/lib/akidb/catalog.db") from error
+        self._where = parsed.render_as_string(hide_password=True)
+        try:
+            if parsed.get_backend_name() == "sqlite" and parsed.database:
+                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            self._engine: Engine = create_engine(parsed)
+            if parsed.get_backend_name() == "sqlite":
+                event.listen(self._engine, "connect", _wait_for_locks)
+            self._upgrade()
+        except (OperationalError, OSError) as error:
+            raise OutsideError(f"catalog {self._where}: {error}", hint="check AKIDB_CATALOG, permissions and disk") from error
+
+    def _upgrade(self) -> None:
+        from alembic import command
+        from alembic.config import Config
+        from alembic.runtime.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS))
+        with self._engine.begin() as connection:
+            if MigrationContext.configure(connection).get_current_revision() == ScriptDirectory.from_config(config).get_current_head():
+                return
+            if connection.dialect.name == "sqlite":
+                # Two processes may open a new catalog at once: the second waits here, and finds the work done.
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        try:
+            with Session(self._engine) as session, session.begin():
+                yield session
+        except OperationalError as error:
+            raise OutsideError(f"catalog {self._where}: {error}", hint="check AKIDB_CATALOG, permissions and disk") from error
+
+    # --- checks
+
+    def record_check(self, build_sha256: str, outcome: CheckOutcome) -> None:
+        """Keep what a check said; a later run of the same check on the same build replaces it."""
+        with self._session() as session:
+            row = CheckRow(build_sha256=build_sha256, checked_at=_now(), **vars(outcome))
+            session.merge(row)
+
+    def checks_of(self, build_sha256: str) -> list[CheckOutcome]:
+        """The outcomes for a build, by name."""
+        with self._session() as session:
+            rows = session.scalars(select(CheckRow).where(CheckRow.build_sha256 == build_sha256).order_by(CheckRow.check))
+            return [CheckOutcome(r.check, r.passed, r.blocking, r.rules, r.summary, r.seconds) for r in rows]
+
+    # --- releases
+
+    def record_release(self, release: CataloguedRelease) -> None:
+        """Keep that a release exists; its first publication time stays."""
+        release_id = f"{release.week}/r{release.revision}"
+        with self._session() as session:
+            if session.get(FixtureReleaseRow, release_id) is None:
+                session.add(
+                    FixtureReleaseRow(
+                        release_id=release_id,
+                        week=release.week,
+                        revision=release.revision,
+                        manifest_sha256=release.manifest_sha256,
+                        cedar_sha256=release.cedar_sha256,
+                        size_bytes=release.size_bytes,
+                        profiles=json.dumps(release.profiles),
+                        published_at=_now(),
+                    )
+                )
+
+    def releases(self) -> list[CataloguedRelease]:
+        """Every release, newest week first."""
+        order = (FixtureReleaseRow.week.desc(), FixtureReleaseRow.revision.desc())
+        with self._session() as session:
+            return [
+                CataloguedRelease(
+                    r.week, r.revision, r.manifest_sha256, r.cedar_sha256, r.size_bytes, tuple(json.loads(r.profiles)), r.published_at
+                )
+                for r in session.scalars(select(FixtureReleaseRow).order_by(*order))
+            ]
+
+    # --- findings
+
+    def record_findings(self, week: str, findings: Sequence[CataloguedFinding]) -> list[CataloguedFinding]:
+        """Keep findings; returns those never seen before."""
+        new = []
+        with self._session() as session:
+            for finding in findings:
+                row = session.get(FindingRow, finding.key)
+                if row is None:
+                    new.append(finding)
+                    fields = {**vars(finding), "affected_policies": ", ".join(finding.affected_policies)}
+                    session.add(FindingRow(**{**fields, "first_week": week, "last_week": week}))
+                else:
+                    row.first_week, row.last_week = min(row.first_week, week), max(row.last_week, week)
+                    row.affected_rows = finding.affected_rows
+        return new
+
+    def findings(self) -> list[CataloguedFinding]:
+        """Every finding, by subject."""
+        with self._session() as session:
+            return [
+                CataloguedFinding(
+                    r.key,
+                    r.severity,
+                    r.kind,
+                    r.subject,
+                    r.expected,
+                    r.found,
+                    r.affected_rows,
+                    tuple(p for p in r.affected_policies.split(", ") if p),
+                    r.suggestion,
+                    r.first_week,
+                    r.last_week,
+                )
+                for r in session.scalars(select(FindingRow).order_by(FindingRow.subject, FindingRow.key))
+            ]
+
+
+def _wait_for_locks(connection: object, _: object) -> None:
+    """SQLite: wait for other writers instead of failing."""
+    connection.execute("PRAGMA busy_timeout = 30000")  # type: ignore[attr-defined]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

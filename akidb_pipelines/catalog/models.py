@@ -1,0 +1,62 @@
+"""Tables of the catalog. Migrations in `migrations/` make them; this module only describes them."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Float, Integer, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+
+class FixtureReleaseRow(Base):
+    """One published revision; the row behind AkiDB::Ops::FixtureRelease."""
+
+    __tablename__ = "fixture_releases"
+
+    release_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    week: Mapped[str] = mapped_column(String(8))
+    revision: Mapped[int] = mapped_column(Integer)
+    manifest_sha256: Mapped[str] = mapped_column(String(64))
+    cedar_sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    profiles: Mapped[str] = mapped_column(Text)
+    """JSON array."""
+    published_at: Mapped[str] = mapped_column(String(24))
+    """RFC 3339, milliseconds, Z."""
+
+
+class CheckRow(Base):
+    """The newest outcome of one check on one build."""
+
+    __tablename__ = "check_results"
+
+    build_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    check: Mapped[str] = mapped_column(String(64), primary_key=True)
+    passed: Mapped[bool] = mapped_column(Boolean)
+    blocking: Mapped[bool] = mapped_column(Boolean)
+    """Whether a release had to wait for it."""
+    rules: Mapped[int] = mapped_column(Integer)
+    summary: Mapped[str] = mapped_column(Text)
+    seconds: Mapped[float] = mapped_column(Float)
+    checked_at: Mapped[str] = mapped_column(String(24))
+
+
+class FindingRow(Base):
+    """A drift finding, kept from the week it was first seen to the week it was last seen."""
+
+    __tablename__ = "findings"
+
+    key: Mapped[str] = mapped_column(String(512), primary_key=True)
+    severity: Mapped[str] = mapped_column(String(16))
+    kind: Mapped[str] = mapped_column(String(64))
+    subject: Mapped[str] = mapped_column(String(128))
+    expected: Mapped[str] = mapped_column(Text)
+    found: Mapped[str] = mapped_column(Text)
+    affected_rows: Mapped[int] = mapped_column(BigInteger)
+    affected_policies: Mapped[str] = mapped_column(Text)
+    """Comma-separated."""
+    suggestion: Mapped[str] = mapped_column(Text)
+    first_week: Mapped[str] = mapped_column(String(8))
+    last_week: Mapped[str] = mapped_column(String(8))
