@@ -42,7 +42,7 @@ def run_cedar_entities(
         streams: list[Iterator[JsonEntity]] = []
         sampled = 1.0
         for entity in namespace.entities.values():
-            if entity.table in present:
+            if entity.table and entity.table in present:
                 where, fraction = _sample(db, entity) if entity.name == "AuditLog" and not full else ("", 1.0)
                 sampled = min(sampled, fraction)
                 columns = [row[1] for row in db.execute(f"PRAGMA table_info({quote(entity.table)})")]

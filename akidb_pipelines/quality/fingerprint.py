@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Inspector
@@ -55,8 +55,7 @@ def database_facts(database: Inspector) -> dict[str, str]:
             facts[f"{table}.{name}"] = " ".join(parts)
         for reference in database.get_foreign_keys(table):
             rule = reference.get("options", {}).get("ondelete", "NO ACTION")
-            columns = ", ".join(reference["constrained_columns"])
-            facts[f"{table} ({columns}) reference"] = f"{reference['referred_table']} ON DELETE {rule}"
+            facts[f"{table} ({', '.join(reference['constrained_columns'])}) reference"] = f"{reference['referred_table']} ON DELETE {rule}"
         for columns in sorted(unique_sets(database, table)):
             facts[f"{table} ({', '.join(columns)}) unique"] = "yes"
     return facts
@@ -103,7 +102,7 @@ def allowed_range(database: Inspector, table: str, column: str) -> tuple[int, in
 
 def unique_sets(database: Inspector, table: str) -> set[tuple[str, ...]]:
     """Sets of columns that the database keeps unique, by constraint, index or primary key."""
-    constraints = [u["column_names"] for u in database.get_unique_constraints(table)]
-    indexes = [i["column_names"] for i in database.get_indexes(table) if i["unique"]]
+    constraints: list[Sequence[str | None]] = [u["column_names"] for u in database.get_unique_constraints(table)]
+    indexes: list[Sequence[str | None]] = [i["column_names"] for i in database.get_indexes(table) if i["unique"]]
     key = database.get_pk_constraint(table)["constrained_columns"]
-    return {tuple(sorted(str(c) for c in columns)) for columns in [*constraints, *indexes, key] if columns}
+    return {tuple(sorted(str(c) for c in columns)) for columns in (*constraints, *indexes, key) if columns}

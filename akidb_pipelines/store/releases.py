@@ -226,6 +226,18 @@ class Releases:
             )
         return release
 
+    def read_file(self, file: ReleaseFile) -> bytes:
+        """A small file's content, verified.
+
+        Raises:
+            IntegrityError: the store holds other bytes than the manifest says.
+        """
+        data = self._artifacts.read(blob_key(file.sha256))
+        found = hashlib.sha256(data).hexdigest()
+        if found != file.sha256:
+            raise _damaged(f"{self._artifacts.url}: {file.name}", found, file.sha256)
+        return data
+
     def pull(self, release: Release, folder: Path, report: Callable[[str], None] = lambda _: None) -> list[Path]:
         """Copy a release's files into a folder, each verified before it gets its name. Files that are right already stay.
 
@@ -254,10 +266,7 @@ class Releases:
             self._artifacts.fetch(blob_key(file.sha256), incoming)
             found = digest_file(incoming)
             if found != file.sha256:
-                raise IntegrityError(
-                    f"{release.id}: {file.name} in {self._artifacts.url} has digest {found}, its manifest says {file.sha256}",
-                    hint="the store was damaged after the release: delete the blob and release the week again",
-                )
+                raise _damaged(f"{release.id}: {file.name} in {self._artifacts.url}", found, file.sha256)
             incoming.replace(target)
         finally:
             incoming.unlink(missing_ok=True)
@@ -265,6 +274,13 @@ class Releases:
 
     def _prefix(self, name: str, revision: int) -> str:
         return f"{self._kind}/releases/{name}/r{revision}"
+
+
+def _damaged(what: str, found: str, expected: str) -> IntegrityError:
+    return IntegrityError(
+        f"{what} has digest {found}, its manifest says {expected}",
+        hint=f"the store was damaged after the release: delete {blob_key(expected)} in it and release the week again",
+    )
 
 
 def blob_key(sha256: str) -> str:
