@@ -54,25 +54,24 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class DriftReport:
-    """All findings of one comparison, the worst first."""
+class DriftReport(CheckReport):
+    """The check `schema_drift` with its findings, the worst first. Holds a release back only when breaking; notes pass."""
 
-    findings: tuple[Finding, ...]
-    seconds: float
-
-    def of(self, severity: Severity) -> tuple[Finding, ...]:
-        """The findings of one severity."""
-        return tuple(f for f in self.findings if f.severity is severity)
+    findings: tuple[Finding, ...] = ()
 
     @property
     def breaking(self) -> bool:
         """Whether anything is breaking."""
-        return bool(self.of(Severity.BREAKING))
+        return any(f.severity is Severity.BREAKING for f in self.findings)
 
-    @property
-    def check(self) -> CheckReport:
-        """The report as a check; notes pass."""
-        return CheckReport("schema_drift", tuple(_as_rule(f) for f in self.findings), self.seconds)
+
+def drift_report(findings: Iterable[Finding], seconds: float) -> DriftReport:
+    """A report of these findings."""
+    rank = list(Severity)
+    found = tuple(sorted(findings, key=lambda f: (rank.index(f.severity), f.kind, f.subject)))
+    counts: dict[str, str | int | float] = {str(s): sum(f.severity is s for f in found) for s in Severity}
+    advisory = not counts[Severity.BREAKING]
+    return DriftReport("schema_drift", tuple(_as_rule(f) for f in found), seconds, counts, advisory, found)
 
 
 def _as_rule(finding: Finding) -> RuleResult:
@@ -102,13 +101,7 @@ def compare_with_cedar(database: Path, sandbox: Sandbox) -> DriftReport:
             findings = list(_Comparison(connection, sandbox).run())
     finally:
         engine.dispose()
-    return DriftReport(ordered(findings), perf_counter() - started)
-
-
-def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The worst first."""
-    rank = list(Severity)
-    return tuple(sorted(findings, key=lambda f: (rank.index(f.severity), f.kind, f.subject)))
+    return drift_report(findings, perf_counter() - started)
 
 
 class _Comparison:

@@ -221,4 +221,4 @@ def run_policy_latency(sandbox: Sandbox, *, policies: int = LATENCY_POLICIES) ->
         "p50_full_scan_ms": round(found.full_scan.p50_ms, 3),
         "p99_full_scan_ms": round(found.full_scan.p99_ms, 3),
     }
-    return CheckReport("policy_latency", (slow, agree), perf_counter() - started, facts), found
+    return CheckReport("policy_latency", (slow, agree), perf_counter() - started, facts, advisory=True), found

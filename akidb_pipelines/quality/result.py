@@ -55,6 +55,13 @@ class CheckReport:
     seconds: float
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
     """Rows checked, versions, digests: what an auditor asks for."""
+    advisory: bool = False
+    """Broken rules are news, not faults: they warn and hold nothing back."""
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether a release must wait."""
+        return not self.passed and not self.advisory
 
     @property
     def passed(self) -> bool:

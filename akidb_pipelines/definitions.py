@@ -1,0 +1,39 @@
+"""Composition root: puts assets, schedules and resources together. The only module of the library that imports them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import dagster as dg
+
+from akidb_pipelines.fixtures.build import Report
+from akidb_pipelines.resources import FixtureTools
+from akidb_pipelines.settings import Settings
+from assets import fixtures
+from schedules import jobs, schedules, sensors
+
+
+def build_defs(settings: Settings | None = None, progress: Callable[[str], Report] | None = None) -> dg.Definitions:
+    """Everything, assembled.
+
+    Args:
+        settings: default: from environment and file.
+        progress: who is told how far a build is; default: log lines.
+    """
+    settings = settings or Settings.load()
+    return dg.Definitions(
+        assets=[fixtures.cedar_sandbox_schema, fixtures.fixture_databases, fixtures.fixture_release],
+        asset_checks=[fixtures.fixture_checks],
+        jobs=[jobs.fixtures_job, jobs.observe_sandbox_job],
+        schedules=[schedules.weekly_fixtures(settings.weekly_fixtures_cron)],
+        sensors=[sensors.fixture_drift],
+        resources={"fixture_tools": FixtureTools(settings, progress)},
+        # Every check is a step, and a process a step would cost 3 s each.
+        executor=dg.in_process_executor,
+    )
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What Dagster loads."""
+    return build_defs()

@@ -1,0 +1,138 @@
+"""The main job from a terminal: a week's fixtures built, checked and released through Dagster, with progress and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import dagster as dg
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from akidb_pipelines.definitions import build_defs
+from akidb_pipelines.errors import CheckError
+from akidb_pipelines.fixtures import build
+from akidb_pipelines.fixtures.weekly import WeekBuild, open_workshop
+from akidb_pipelines.instance import prepare_dagster_home
+from akidb_pipelines.periods import Week
+from akidb_pipelines.settings import Settings
+from akidb_pipelines.store.releases import Release
+
+_REPOSITORY = {".dagster/repository": "__repository__@akidb_pipelines"}
+"""The tag by which the UI tells which code location a run belongs to."""
+
+
+@dataclass(frozen=True)
+class WeeklyRun:
+    """What a run made."""
+
+    run_id: str
+    release: Release
+    new: bool
+    """Whether the release is a new revision, rather than the same bytes again."""
+    build: WeekBuild
+    checks_passed: int
+    checks: int
+    seconds: float
+
+
+def run_week(settings: Settings, week: Week, profiles: Sequence[str], console: Console) -> WeeklyRun:
+    """Run job `fixtures` for a week in this process; the runs stand in the Dagster instance like any other.
+
+    Args:
+        settings: where everything is.
+        week: which.
+        profiles: empty takes the settings'.
+        console: where progress is shown; a terminal gets bars.
+
+    Raises:
+        CheckError: a step or a blocking check failed; what was released before stays served.
+        OutsideError: DAGSTER_HOME cannot be written.
+    """
+    started = perf_counter()
+    prepare_dagster_home(settings)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars, dg.DagsterInstance.get() as instance:
+        definitions = build_defs(settings, lambda title: _Bar(bars, title).show)
+        quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+        observed = definitions.resolve_job_def("observe_sandbox").execute_in_process(
+            instance=instance, run_config=quiet, tags=_REPOSITORY, raise_on_error=False
+        )
+        if not observed.success:
+            raise _failure(week, observed)
+        result = definitions.resolve_job_def("fixtures").execute_in_process(
+            instance=instance,
+            partition_key=week.key,
+            run_config={**quiet, "ops": {"fixture_databases": {"config": {"profiles": list(profiles)}}}},
+            tags=_REPOSITORY,
+            raise_on_error=False,
+        )
+    if not result.success:
+        raise _failure(week, result)
+    built = result.asset_materializations_for_node("fixture_databases")[0].metadata
+    released = result.asset_materializations_for_node("fixture_release")[0].metadata
+    workshop = open_workshop(settings)
+    checks = workshop.catalog.checks_of(str(built["build_sha256"].value))
+    return WeeklyRun(
+        run_id=result.run_id,
+        release=workshop.releases.get(week.iso, int(str(released["release"].value).partition("/r")[2])),
+        new=bool(released["new revision"].value),
+        build=workshop.find(week, str(built["build_sha256"].value)),
+        checks_passed=sum(c.passed for c in checks),
+        checks=len(checks),
+        seconds=perf_counter() - started,
+    )
+
+
+class _Bar:
+    """One line of progress that shows the stage a part of the run is in."""
+
+    def __init__(self, bars: Progress, title: str) -> None:
+        self._bars, self._title = bars, title
+        self._task: TaskID = bars.add_task(title, total=None)
+
+    def show(self, progress: build.Progress) -> None:
+        self._bars.update(
+            self._task, description=f"{self._title}: {progress.stage}", completed=progress.done, total=progress.total or None
+        )
+
+
+def _failure(week: Week, result: dg.ExecuteInProcessResult) -> CheckError:
+    """What a failed run says, in the words of its first failed step."""
+    told = [f"check {e.check_name} failed: {e.description}" for e in result.get_asset_check_evaluations() if _blocks(e)]
+    for event in result.get_step_failure_events():
+        data = event.step_failure_data
+        if data.user_failure_data and data.user_failure_data.description:
+            told.append(data.user_failure_data.description)
+        elif data.error and not told:
+            told.append(f"step {event.step_key}: {data.error.message.strip()}")
+    return CheckError(
+        f"the fixtures of {week} were not released\n  " + "\n  ".join(told or ["see the run's log"]),
+        hint=f"`make ui`, run {result.run_id}, has the details; docs/runbooks/weekly-fixtures-failed.md says what to do",
+    )
+
+
+def _blocks(evaluation: dg.AssetCheckEvaluation) -> bool:
+    return not evaluation.passed and evaluation.severity is dg.AssetCheckSeverity.ERROR
+
+
+def run_table(run: WeeklyRun) -> Table:
+    """The table a run ends with: file, rows by table, digest, checks passed, seconds."""
+    tables = ("users", "collections", "vector_documents", "audit_logs")
+    title = f"{run.release.id} {'released' if run.new else 'is unchanged: the same bytes were released before'}"
+    table = Table(title=title, caption=f"{run.seconds:.1f} s in all; run {run.run_id}")
+    for column in ("file", *tables, "MB", "sha256", "checks passed", "seconds"):
+        table.add_column(column, justify="left" if column in {"file", "sha256"} else "right")
+    for fixture in run.build.fixtures:
+        manifest = fixture.manifest
+        table.add_row(
+            manifest.database.name,
+            *(f"{manifest.tables[t].rows:,}" for t in tables),
+            f"{manifest.database.size_bytes / 1e6:.1f}",
+            manifest.database.sha256[:16],
+            f"{run.checks_passed} of {run.checks}",
+            f"{fixture.seconds:.1f}",
+        )
+    return table

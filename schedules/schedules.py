@@ -1,0 +1,24 @@
+"""Schedules. All in UTC; every one is created stopped except `weekly_fixtures`. Crons come from the settings."""
+
+import dagster as dg
+
+from akidb_pipelines.periods import Week
+from schedules.jobs import fixtures_job
+
+
+def weekly_fixtures(cron: str) -> dg.ScheduleDefinition:
+    """Every Monday the week that has just begun: its start is the fixtures' "now"."""
+
+    @dg.schedule(
+        name="weekly_fixtures",
+        job=fixtures_job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Monday 02:00 UTC: build, check and release this week's fixtures.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        key = Week.containing(context.scheduled_execution_time).key
+        return dg.RunRequest(run_key=key, partition_key=key)
+
+    return schedule

@@ -1,0 +1,77 @@
+"""Sensors. A decision is a function of values (`affected_weeks`, `requests`); the sensor around it only reads and reports.
+
+The drift sensor watches the digest of namespace AkiDB. When it changes, released weeks no longer agree with the sandbox. By default the
+sensor *asks*: it says which weeks and what to do. Only with AKIDB_AUTO_BACKFILL does it start their rebuild.
+"""
+
+from collections.abc import Iterable
+
+import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+
+from akidb_pipelines.catalog.catalog import CataloguedRelease
+from akidb_pipelines.cedar.sandbox import PRODUCT
+from akidb_pipelines.errors import PipelineError
+from akidb_pipelines.periods import Week
+from akidb_pipelines.resources import FixtureTools
+from assets.fixtures import SANDBOX
+from schedules.jobs import fixtures_job
+
+WATCHED_WEEKS = 8
+"""Older releases are history: nobody's CI pulls them any more."""
+
+
+def affected_weeks(releases: Iterable[CataloguedRelease], cedar_sha256: str) -> list[Week]:
+    """The newest weeks whose newest revision was built for another sandbox."""
+    newest: dict[str, CataloguedRelease] = {}
+    for release in releases:
+        if release.week not in newest or release.revision > newest[release.week].revision:
+            newest[release.week] = release
+    watched = sorted(newest, reverse=True)[:WATCHED_WEEKS]
+    return [Week.parse(week) for week in sorted(watched) if newest[week].cedar_sha256 != cedar_sha256]
+
+
+def requests(weeks: Iterable[Week], cedar_sha256: str) -> list[dg.RunRequest]:
+    """One run a week. The digest is in the run key: keys count for ever, and the next drift must run again."""
+    return [
+        dg.RunRequest(
+            run_key=f"drift:{cedar_sha256[:16]}:{week.key}",
+            partition_key=week.key,
+            tags={"cause": "drift", "cedar_sha256": cedar_sha256[:16]},
+        )
+        for week in weeks
+    ]
+
+
+@dg.sensor(
+    name="fixture_drift",
+    job=fixtures_job,
+    minimum_interval_seconds=600,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Watches the Cedar sandbox; when it changes, names the weeks to rebuild, or rebuilds them if AKIDB_AUTO_BACKFILL is set.",
+)
+def fixture_drift(context: dg.SensorEvaluationContext, fixture_tools: dg.ResourceParam[FixtureTools]) -> dg.SensorResult:
+    """See the module."""
+    try:
+        workshop = fixture_tools.workshop
+        digest = workshop.sandbox.sha256(PRODUCT)
+        weeks = affected_weeks(workshop.catalog.releases(), digest)
+    except PipelineError as error:
+        # A sandbox that cannot be read is reported at every tick, and starts nothing.
+        raise dg.Failure(str(error)) from error
+    observed = []
+    if context.cursor != digest:
+        tags = {DATA_VERSION_TAG: digest}
+        observed = [dg.AssetObservation(asset_key=SANDBOX, tags=tags, metadata={"source": workshop.sandbox.source})]
+    if not weeks:
+        return dg.SensorResult(skip_reason=f"all releases agree with sandbox {digest[:16]}", cursor=digest, asset_events=observed)
+    listed = ", ".join(w.iso for w in weeks)
+    if not fixture_tools.settings.auto_backfill:
+        told = (
+            f"the sandbox is now {digest[:16]}; {len(weeks)} released weeks were built for another one: {listed}. "
+            f"To rebuild them: backfill partitions {weeks[0].key} to {weeks[-1].key} of job fixtures, or set AKIDB_AUTO_BACKFILL=true."
+        )
+        context.log.warning(told)
+        return dg.SensorResult(skip_reason=told, cursor=digest, asset_events=observed)
+    context.log.warning(f"the sandbox is now {digest[:16]}: rebuilding {listed}")
+    return dg.SensorResult(run_requests=requests(weeks, digest), cursor=digest, asset_events=observed)
