@@ -89,6 +89,4 @@ FIRST_WEEK = Week(date(2025, 11, 3))
 def _not_a_monday(day: date) -> InputError:
     monday = day - timedelta(days=day.isoweekday() - 1)
     year, number, _ = day.isocalendar()
-    return InputError(
-        f"{day} is a {day:%A}; a week is named by its Monday", hint=f"write {monday} or {year:04d}-W{number:02d}"
-    )
+    return InputError(f"{day} is a {day:%A}; a week is named by its Monday", hint=f"write {monday} or {year:04d}-W{number:02d}")

@@ -35,6 +35,8 @@ class WeeklyRun:
     build: WeekBuild
     checks_passed: int
     checks: int
+    build_seconds: dict[str, float]
+    """By profile."""
     seconds: float
 
 
@@ -82,6 +84,9 @@ def run_week(settings: Settings, week: Week, profiles: Sequence[str], console: C
         build=workshop.find(week, str(built["build_sha256"].value)),
         checks_passed=sum(c.passed for c in checks),
         checks=len(checks),
+        build_seconds={
+            name.removesuffix("_seconds"): float(str(value.value)) for name, value in built.items() if name.endswith("_seconds")
+        },
         seconds=perf_counter() - started,
     )
 
@@ -94,9 +99,9 @@ class _Bar:
         self._task: TaskID = bars.add_task(title, total=None)
 
     def show(self, progress: build.Progress) -> None:
-        self._bars.update(
-            self._task, description=f"{self._title}: {progress.stage}", completed=progress.done, total=progress.total or None
-        )
+        # A stage without a total counts as done: it is short, and a bar that stays behind looks like trouble.
+        done, total = (progress.done, progress.total) if progress.total else (1, 1)
+        self._bars.update(self._task, description=f"{self._title}: {progress.stage}", completed=done, total=total)
 
 
 def _failure(week: Week, result: dg.ExecuteInProcessResult) -> CheckError:
@@ -120,19 +125,19 @@ def _blocks(evaluation: dg.AssetCheckEvaluation) -> bool:
 
 def run_table(run: WeeklyRun) -> Table:
     """The table a run ends with: file, rows by table, digest, checks passed, seconds."""
-    tables = ("users", "collections", "vector_documents", "audit_logs")
+    tables = {"users": "users", "collections": "collections", "vector_documents": "documents", "audit_logs": "audit rows"}
     title = f"{run.release.id} {'released' if run.new else 'is unchanged: the same bytes were released before'}"
     table = Table(title=title, caption=f"{run.seconds:.1f} s in all; run {run.run_id}")
-    for column in ("file", *tables, "MB", "sha256", "checks passed", "seconds"):
-        table.add_column(column, justify="left" if column in {"file", "sha256"} else "right")
+    for column in ("file", *tables.values(), "MB", "sha256", "checks passed", "seconds"):
+        table.add_column(column, justify="left" if column in {"file", "sha256"} else "right", no_wrap=True)
     for fixture in run.build.fixtures:
         manifest = fixture.manifest
         table.add_row(
             manifest.database.name,
             *(f"{manifest.tables[t].rows:,}" for t in tables),
             f"{manifest.database.size_bytes / 1e6:.1f}",
-            manifest.database.sha256[:16],
+            manifest.database.sha256[:12],
             f"{run.checks_passed} of {run.checks}",
-            f"{fixture.seconds:.1f}",
+            f"{run.build_seconds.get(manifest.profile, 0.0):.1f}",
         )
     return table

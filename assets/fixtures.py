@@ -3,16 +3,17 @@
 No `from __future__ import annotations` here: Dagster reads the annotations of `context` as they stand.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import dagster as dg
 
 from akidb_pipelines.cedar.sandbox import OPS, PRODUCT
+from akidb_pipelines.files import write_whole
 from akidb_pipelines.fixtures.build import Progress, Report
 from akidb_pipelines.fixtures.manifest import Manifest
 from akidb_pipelines.fixtures.weekly import BLOCKING_CHECKS, CHECKS, WeekBuild
-from akidb_pipelines.files import write_whole
 from akidb_pipelines.periods import Week
 from akidb_pipelines.quality.drift import DriftReport, adr_draft
 from akidb_pipelines.resources import FixtureTools
@@ -31,23 +32,25 @@ Tools = dg.ResourceParam[FixtureTools]
 class FixtureConfig(dg.Config):
     """What to build."""
 
-    profiles: list[str] = []
+    profiles: list[str] = []  # noqa: RUF012 - pydantic copies defaults
     """Of ci, standard, load; empty takes the setting AKIDB_PROFILES (ci and standard)."""
 
 
-@dg.multi_observable_source_asset(  # type: ignore[untyped-decorator]
-    name="observe_cedar_sandbox",
-    specs=[
-        dg.AssetSpec(
-            SANDBOX,
-            group_name=GROUP,
-            description="Schema and policies of the Cedar sandbox. Its data version is the digest of namespace AkiDB and its policies.",
-            owners=[SECURITY],
-            kinds={"cedar"},
-            tags={"runbook": "fixture-drift"},
-        )
-    ],
+_SANDBOX_SPEC = dg.AssetSpec(
+    SANDBOX,
+    group_name=GROUP,
+    description="Schema and policies of the Cedar sandbox. Its data version is the digest of namespace AkiDB and its policies.",
+    owners=[SECURITY],
+    kinds={"cedar"},
+    tags={"runbook": "fixture-drift"},
 )
+with warnings.catch_warnings():
+    # The stable decorator for one observable asset takes no owners; this one does, and warns that it is beta.
+    warnings.simplefilter("ignore", dg.BetaWarning)
+    observable = dg.multi_observable_source_asset(name="observe_cedar_sandbox", specs=[_SANDBOX_SPEC])
+
+
+@observable  # type: ignore[untyped-decorator]
 def cedar_sandbox_schema(context: dg.AssetExecutionContext, fixture_tools: Tools) -> dg.ObserveResult:
     """Read the sandbox and tell its digest; fixtures built for another one become stale."""
     with telling():
@@ -118,6 +121,8 @@ def _build_metadata(build: WeekBuild, tools: FixtureTools) -> dict[str, dg.Metad
         "folder": dg.MetadataValue.path(build.folder),
         "runbook": dg.MetadataValue.url(tools.settings.runbook("runbooks/weekly-fixtures-failed.md")),
     }
+    for built in build.fixtures:
+        metadata[f"{built.manifest.profile}_seconds"] = dg.MetadataValue.float(round(built.seconds, 2))
     for manifest in manifests:
         for table in ("users", "vector_documents", "audit_logs"):
             # Numbers by week: the asset's Plots tab draws them.
@@ -147,7 +152,8 @@ def _fixture_table(build: WeekBuild) -> dg.MetadataValue:
 def _row_table(manifests: list[Manifest]) -> dg.MetadataValue:
     """Rows of every table, one column a profile."""
     rows = [
-        dg.TableRecord({"table": table, **{m.profile: m.tables[table].rows for m in manifests}}) for table in sorted(manifests[0].tables)
+        dg.TableRecord({"table": table, **{m.profile: m.tables[table].rows for m in manifests}})
+        for table in sorted(manifests[0].tables)
     ]
     columns = [dg.TableColumn("table", "string"), *(dg.TableColumn(m.profile, "int") for m in manifests)]
     return dg.MetadataValue.table(rows, dg.TableSchema(columns))
@@ -172,7 +178,8 @@ _ABOUT_CHECKS = {
 @dg.multi_asset_check(
     name="fixture_checks",
     specs=[
-        dg.AssetCheckSpec(name, asset=DATABASES, blocking=name in BLOCKING_CHECKS, description=_ABOUT_CHECKS[name]) for name in CHECKS
+        dg.AssetCheckSpec(name, asset=DATABASES, blocking=name in BLOCKING_CHECKS, description=_ABOUT_CHECKS[name])
+        for name in CHECKS
     ],
     can_subset=True,
 )

@@ -77,7 +77,9 @@ class Catalog:
         try:
             parsed = make_url(url)
         except ArgumentError as error:
-            raise InputError(f"AKIDB_CATALOG: {error}", hint="give an SQLAlchemy URL such as sqlite:////var/lib/akidb/catalog.db") from error
+            raise InputError(
+                f"AKIDB_CATALOG: {error}", hint="give an SQLAlchemy URL such as sqlite:////var/lib/akidb/catalog.db"
+            ) from error
         self._where = parsed.render_as_string(hide_password=True)
         try:
             if parsed.get_backend_name() == "sqlite" and parsed.database:
@@ -98,7 +100,10 @@ class Catalog:
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self._engine.begin() as connection:
-            if MigrationContext.configure(connection).get_current_revision() == ScriptDirectory.from_config(config).get_current_head():
+            if (
+                MigrationContext.configure(connection).get_current_revision()
+                == ScriptDirectory.from_config(config).get_current_head()
+            ):
                 return
             if connection.dialect.name == "sqlite":
                 # Two processes may open a new catalog at once: the second waits here, and finds the work done.
@@ -158,7 +163,13 @@ class Catalog:
         with self._session() as session:
             return [
                 CataloguedRelease(
-                    r.week, r.revision, r.manifest_sha256, r.cedar_sha256, r.size_bytes, tuple(json.loads(r.profiles)), r.published_at
+                    r.week,
+                    r.revision,
+                    r.manifest_sha256,
+                    r.cedar_sha256,
+                    r.size_bytes,
+                    tuple(json.loads(r.profiles)),
+                    r.published_at,
                 )
                 for r in session.scalars(select(FixtureReleaseRow).order_by(*order))
             ]

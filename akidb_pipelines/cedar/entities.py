@@ -110,7 +110,9 @@ def _expression(
     step, _, target = str(attribute.via).partition(".")
     through = entity.attribute(step)
     other = namespace.entities[through.type.name]
-    joins[step] = f"LEFT JOIN {quote(str(other.table))} AS {quote(step)} ON {quote(step)}.{quote(other.key[0])} = t.{quote(str(through.column))}"
+    joins[step] = (
+        f"LEFT JOIN {quote(str(other.table))} AS {quote(step)} ON {quote(step)}.{quote(other.key[0])} = t.{quote(str(through.column))}"
+    )
     return f"{quote(step)}.{quote(str(other.attribute(target).column))}"
 
 

@@ -154,9 +154,7 @@ def _policies(path: Path, schema_text: str) -> list[Policy]:
     names |= {n: named(n, p, is_template=True) for n, p in parsed["templates"].items()}
     result = cedarpy.validate_policies(text, schema_text)
     if not result.validation_passed:
-        told = [
-            f'@id("{names[e.policy_id].id}"): {e.error}' if e.policy_id in names else str(e.error) for e in result.errors
-        ]
+        told = [f'@id("{names[e.policy_id].id}"): {e.error}' if e.policy_id in names else str(e.error) for e in result.errors]
         raise InputError(
             f"{path}: {len(told)} policies do not validate against the schema\n    " + "\n    ".join(told[:20]),
             hint="correct the policy or the schema; nothing was changed",

@@ -120,7 +120,9 @@ class _Comparison:
             if entity.table not in self._tables:
                 policies = self._policies(entity=entity.qualified)
                 told = f"add the table, or remove the entity type {entity.name} from the sandbox"
-                yield Finding(Severity.BREAKING, "missing table", entity.name, str(entity.table), "no such table", 0, policies, told)
+                yield Finding(
+                    Severity.BREAKING, "missing table", entity.name, str(entity.table), "no such table", 0, policies, told
+                )
                 continue
             yield from self._entity(entity)
             converted += [f"{entity.table}.{a.column}" for a in entity.attributes if a.format == "rfc3339-micros-offset"]
@@ -161,7 +163,9 @@ class _Comparison:
         for unique in wanted:
             if tuple(sorted(unique)) not in there:
                 told = f"add UNIQUE ({', '.join(unique)}) to {table}"
-                yield Finding(Severity.ADDITIVE, "uniqueness", entity.name, f"unique ({', '.join(unique)})", "not enforced", 0, (), told)
+                yield Finding(
+                    Severity.ADDITIVE, "uniqueness", entity.name, f"unique ({', '.join(unique)})", "not enforced", 0, (), told
+                )
 
     def _attribute(self, entity: EntityType, attribute: Attribute, stored: str, *, nullable: bool) -> Iterator[Finding]:
         table, column = str(entity.table), str(attribute.column)
@@ -184,7 +188,9 @@ class _Comparison:
             keys = self._database.get_foreign_keys(table)
             if not any(k["constrained_columns"] == [column] and k["referred_table"] == target for k in keys):
                 told = f"add FOREIGN KEY ({column}) REFERENCES {target}"
-                yield self._finding(Severity.NOTE, "unenforced reference", entity, attribute, f"a {attribute.type}", "no FOREIGN KEY", told)
+                yield self._finding(
+                    Severity.NOTE, "unenforced reference", entity, attribute, f"a {attribute.type}", "no FOREIGN KEY", told
+                )
         if attribute.minimum is not None and attribute.maximum is not None:
             bounds = allowed_range(self._database, table, column)
             if bounds != (attribute.minimum, attribute.maximum):
@@ -200,7 +206,9 @@ class _Comparison:
         said, stored = set(attribute.values or ()), allowed_values(self._database, table).get(column)
         if stored is None:
             told = f"add CHECK ({column} IN (...)) to {table}"
-            yield self._finding(Severity.NOTE, "unenforced values", entity, attribute, ", ".join(attribute.values or ()), "no CHECK", told)
+            yield self._finding(
+                Severity.NOTE, "unenforced values", entity, attribute, ", ".join(attribute.values or ()), "no CHECK", told
+            )
             return
         for value in sorted(said - stored):
             yield Finding(
@@ -259,7 +267,12 @@ def compare_with_previous(kind: str, differences: Iterable[Change]) -> Iterator[
     for change in differences:
         told = "tell the readers of fixtures; rebuild earlier weeks if they need the new form"
         yield Finding(
-            Severity.ADDITIVE, f"{kind} changed", change.subject, change.before or "absent", change.after or "absent", suggestion=told
+            Severity.ADDITIVE,
+            f"{kind} changed",
+            change.subject,
+            change.before or "absent",
+            change.after or "absent",
+            suggestion=told,
         )
 
 
@@ -268,7 +281,16 @@ def markdown_table(findings: Iterable[Finding]) -> str:
     head = "| severity | kind | subject | Cedar says / before | database says / now | rows | policies | suggested edit |"
     lines = [head, "|---|---|---|---|---|---|---|---|"]
     for f in findings:
-        cells = (f.severity, f.kind, f.subject, f.expected, f.found, str(f.affected_rows), ", ".join(f.affected_policies), f.suggestion)
+        cells = (
+            f.severity,
+            f.kind,
+            f.subject,
+            f.expected,
+            f.found,
+            str(f.affected_rows),
+            ", ".join(f.affected_policies),
+            f.suggestion,
+        )
         lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return "\n".join(lines)
 

@@ -11,10 +11,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from sqlalchemy import Inspector
+from sqlalchemy import Inspector, create_engine, inspect
 
 from akidb_pipelines.cedar.sandbox import Sandbox
+from akidb_pipelines.quality.database import read_only_url
 
 Facts = Mapping[str, str]
 
@@ -38,6 +40,15 @@ def changes(before: Facts, after: Facts) -> Iterator[Change]:
             yield Change(subject, before.get(subject, ""), after.get(subject, ""))
 
 
+def facts_of_file(database: Path) -> dict[str, str]:
+    """The facts of a SQLite file."""
+    engine = create_engine(read_only_url(database))
+    try:
+        return database_facts(inspect(engine))
+    finally:
+        engine.dispose()
+
+
 def database_facts(database: Inspector) -> dict[str, str]:
     """The tables of a database as facts."""
     facts: dict[str, str] = {}
@@ -55,7 +66,9 @@ def database_facts(database: Inspector) -> dict[str, str]:
             facts[f"{table}.{name}"] = " ".join(parts)
         for reference in database.get_foreign_keys(table):
             rule = reference.get("options", {}).get("ondelete", "NO ACTION")
-            facts[f"{table} ({', '.join(reference['constrained_columns'])}) reference"] = f"{reference['referred_table']} ON DELETE {rule}"
+            facts[f"{table} ({', '.join(reference['constrained_columns'])}) reference"] = (
+                f"{reference['referred_table']} ON DELETE {rule}"
+            )
         for columns in sorted(unique_sets(database, table)):
             facts[f"{table} ({', '.join(columns)}) unique"] = "yes"
     return facts

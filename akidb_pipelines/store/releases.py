@@ -113,9 +113,7 @@ class Releases:
 
     # --- publishing
 
-    def publish(
-        self, manifest: ReleaseManifest, folder: Path, report: Callable[[str], None] = lambda _: None
-    ) -> Release:
+    def publish(self, manifest: ReleaseManifest, folder: Path, report: Callable[[str], None] = lambda _: None) -> Release:
         """Make a release of files in `folder`, or find the one that has the same bytes.
 
         Raises:
@@ -315,4 +313,6 @@ def _parse_pointer(data: bytes, key: str) -> _Pointer:
     try:
         return _Pointer(**json.loads(data))
     except (ValueError, TypeError) as error:
-        raise IntegrityError(f"{key}: no pointer to a release: {error}", hint="restore it, or release the newest week again") from error
+        raise IntegrityError(
+            f"{key}: no pointer to a release: {error}", hint="restore it, or release the newest week again"
+        ) from error

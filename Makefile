@@ -1,0 +1,50 @@
+# Everything a user needs. `make run` and `make test` do all set-up themselves.
+SHELL := /bin/sh
+CHECKOUT := $(CURDIR)
+export AKIDB_HOME ?= $(CHECKOUT)/var
+export DAGSTER_HOME ?= $(AKIDB_HOME)/dagster
+VENV := $(CHECKOUT)/.venv
+BIN := $(VENV)/bin
+PORT ?= 3000
+PYTEST_ARGS ?=
+
+.PHONY: help setup setup-dev run ui test test-all lint bench lock clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+setup:  ## make .venv with the akidb-pipelines command (no root needed)
+	@scripts/setup run
+
+setup-dev:
+	@scripts/setup dev
+
+run: setup  ## build, check and release this week's fixtures; ARGS="--week 2026-W46 --profile ci"
+	@$(BIN)/akidb-pipelines run $(ARGS)
+
+ui: setup  ## serve the Dagster UI and daemon on 127.0.0.1:3000
+	@$(BIN)/akidb-pipelines prepare-home
+	@cd $(CHECKOUT) && exec $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port $(PORT)
+
+lint: setup-dev  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: setup-dev lint  ## everything that CI runs
+	@scripts/test-packages
+	@$(BIN)/python -m pytest -m "not exhaustive" $(PYTEST_ARGS)
+
+test-all: setup-dev lint  ## test, and every kill point and repeat
+	@scripts/test-packages
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: setup-dev  ## comparisons against peers and limits, as ratios
+	@$(BIN)/python -m bench
+
+lock: setup-dev  ## solve requirements/*.lock anew
+	@scripts/lock
+
+clean:  ## remove what tests and tools leave; keeps var/
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
