@@ -1,0 +1,99 @@
+"""Shared pieces: one built fixture, one sandbox, a home of its own for every test that writes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from akidb_pipelines.cedar.sandbox import Sandbox, load_sandbox
+from akidb_pipelines.fixtures.build import Built, build_fixture
+from akidb_pipelines.fixtures.migrations import Migrations, load_migrations
+from akidb_pipelines.fixtures.profiles import profile_named
+from akidb_pipelines.fixtures.weekly import Workshop, open_workshop
+from akidb_pipelines.fixtures.world import Request
+from akidb_pipelines.periods import Week
+from akidb_pipelines.settings import Settings
+
+SEED = 2025
+WEEK = Week.parse("2026-W46")
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Sandbox:
+    return load_sandbox()
+
+
+@pytest.fixture(scope="session")
+def migrations() -> Migrations:
+    return load_migrations()
+
+
+@pytest.fixture(scope="session")
+def week() -> Week:
+    return WEEK
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory, sandbox, migrations) -> Built:
+    """The profile ci of one week. Read-only: copy it before changing anything."""
+    out = tmp_path_factory.mktemp("built")
+    return build_fixture(Request(WEEK, profile_named("ci"), SEED), sandbox, migrations, out)
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    return Settings(home=tmp_path / "home", profiles=("ci",))
+
+
+@pytest.fixture
+def workshop(settings) -> Workshop:
+    return open_workshop(settings)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(tmp_path):
+    """Runs the real command in a process of its own, in a home of its own."""
+
+    def run(*arguments: str, timeout: float = 120, env: dict[str, str] | None = None) -> Ended:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("AKIDB_", "DAGSTER_"))}
+        environment |= {"AKIDB_HOME": str(tmp_path / "home"), **(env or {})}
+        done = subprocess.run(
+            [sys.executable, "-m", "akidb_pipelines", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment,
+            cwd=tmp_path,
+            check=False,
+        )
+        return Ended(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Path:
+    """A file system of 3 MiB, really full when it is full. Needs root; CI has it."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], check=False, capture_output=True)
+    if mounted.returncode != 0:
+        if os.environ.get("CI"):
+            pytest.fail(f"cannot mount a small disk: {mounted.stderr.decode()}")
+        pytest.skip("a full disk needs root to mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
