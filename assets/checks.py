@@ -13,8 +13,10 @@ _ROWS = 50
 def check_result(report: CheckReport, asset: dg.AssetKey, **extra: dg.MetadataValue) -> dg.AssetCheckResult:
     """A check result; `extra` is further metadata."""
     metadata: dict[str, dg.MetadataValue] = {**extra, "seconds": dg.MetadataValue.float(round(report.seconds, 3))}
-    if report.broken:
-        metadata = {"broken": failure_table(report), **metadata}
+    if isinstance(report, DriftReport):
+        metadata |= {"findings": drift_table(report), "as Markdown": dg.MetadataValue.md(markdown_table(report.findings))}
+    elif report.broken:
+        metadata["broken"] = failure_table(report)
     for name, value in report.facts.items():
         metadata[name] = dg.MetadataValue.float(value) if isinstance(value, float) else _plain(value)
     return dg.AssetCheckResult(
@@ -70,8 +72,3 @@ def drift_table(report: DriftReport) -> dg.MetadataValue:
         for f in report.findings
     ]
     return dg.MetadataValue.table(rows, dg.TableSchema([dg.TableColumn(n, "int" if n == "rows" else "string") for n in names]))
-
-
-def drift_markdown(report: DriftReport) -> dg.MetadataValue:
-    """The drift report to copy into a ticket."""
-    return dg.MetadataValue.md(markdown_table(report.findings))

@@ -17,7 +17,7 @@ from akidb_pipelines.fixtures.weekly import BLOCKING_CHECKS, CHECKS, WeekBuild
 from akidb_pipelines.periods import Week
 from akidb_pipelines.quality.drift import DriftReport, adr_draft
 from akidb_pipelines.resources import FixtureTools
-from assets.checks import check_result, drift_markdown, drift_table
+from assets.checks import check_result
 from assets.common import BUILD, PLATFORM, SECURITY, built_digest, partition_week, telling
 from assets.partitions import WEEKS
 
@@ -205,13 +205,11 @@ def fixture_checks(context: dg.AssetCheckExecutionContext, fixture_tools: Tools)
 
 
 def _drift_metadata(report: DriftReport, week: Week, tools: FixtureTools) -> dict[str, dg.MetadataValue]:
-    """The report as a table, and a draft of the decision record that drift asks for."""
+    """A draft of the decision record that drift asks for, and where to read on."""
     draft = tools.settings.home / "adr-drafts" / f"{week.iso}-schema-drift.md"
     draft.parent.mkdir(parents=True, exist_ok=True)
     write_whole(draft, adr_draft(report.findings, week=week.iso, sandbox=tools.workshop.sandbox).encode())
     return {
-        "findings": drift_table(report),
-        "as Markdown": drift_markdown(report),
         "ADR draft": dg.MetadataValue.path(draft),
         "runbook": dg.MetadataValue.url(tools.settings.runbook("runbooks/fixture-drift.md")),
     }

@@ -88,10 +88,7 @@ HEAVY = ("great_expectations", "pandas", "oci", "duckdb", "boto3", "matplotlib",
 
 
 def test_loading_the_code_location_imports_nothing_heavy():
-    code = (
-        "import sys; from akidb_pipelines.definitions import defs; defs(); "
-        f"print([m for m in {HEAVY!r} if m in sys.modules])"
-    )
+    code = f"import sys; from akidb_pipelines.definitions import defs; defs(); print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 

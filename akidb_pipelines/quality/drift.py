@@ -64,6 +64,15 @@ class DriftReport(CheckReport):
         """Whether anything is breaking."""
         return any(f.severity is Severity.BREAKING for f in self.findings)
 
+    @property
+    def summary(self) -> str:
+        """`1 breaking, 3 additive: User.role enum values, ...`"""
+        told = [f for f in self.findings if f.severity is not Severity.NOTE]
+        if not told:
+            return "the sandbox and the database agree"
+        counts = ", ".join(f"{n} {s}" for s in Severity if (n := sum(f.severity is s for f in self.findings)))
+        return f"{counts}: " + "; ".join(f"{f.subject} {f.kind}" for f in told)
+
 
 def drift_report(findings: Iterable[Finding], seconds: float) -> DriftReport:
     """A report of these findings."""
