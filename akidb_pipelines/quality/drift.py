@@ -59,10 +59,14 @@ class DriftReport(CheckReport):
 
     findings: tuple[Finding, ...] = ()
 
+    def of(self, severity: Severity) -> tuple[Finding, ...]:
+        """The findings of one severity."""
+        return tuple(f for f in self.findings if f.severity is severity)
+
     @property
     def breaking(self) -> bool:
         """Whether anything is breaking."""
-        return any(f.severity is Severity.BREAKING for f in self.findings)
+        return bool(self.of(Severity.BREAKING))
 
     @property
     def summary(self) -> str:
@@ -70,7 +74,7 @@ class DriftReport(CheckReport):
         told = [f for f in self.findings if f.severity is not Severity.NOTE]
         if not told:
             return "the sandbox and the database agree"
-        counts = ", ".join(f"{n} {s}" for s in Severity if (n := sum(f.severity is s for f in self.findings)))
+        counts = ", ".join(f"{n} {s}" for s in Severity if (n := len(self.of(s))))
         return f"{counts}: " + "; ".join(f"{f.subject} {f.kind}" for f in told)
 
 
