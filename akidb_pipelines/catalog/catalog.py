@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, create_engine, event, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import Session
 
 from akidb_pipelines.catalog.models import CheckRow, FindingRow, FixtureReleaseRow
@@ -88,7 +88,7 @@ class Catalog:
             if parsed.get_backend_name() == "sqlite":
                 event.listen(self._engine, "connect", _wait_for_locks)
             self._upgrade()
-        except (OperationalError, OSError) as error:
+        except (DatabaseError, OSError) as error:
             raise OutsideError(f"catalog {self._where}: {error}", hint="check AKIDB_CATALOG, permissions and disk") from error
 
     def _upgrade(self) -> None:
@@ -120,7 +120,7 @@ class Catalog:
         try:
             with Session(self._engine) as session, session.begin():
                 yield session
-        except OperationalError as error:
+        except DatabaseError as error:
             raise OutsideError(f"catalog {self._where}: {error}", hint="check AKIDB_CATALOG, permissions and disk") from error
 
     # --- checks

@@ -210,8 +210,19 @@ def resource_of(sandbox: Sandbox, action: str, tenant: str) -> Uid:
 
 
 def role_table(sandbox: Sandbox) -> dict[Case, Decision]:
-    """Cedar's decision for every role, status, action, and own or other tenant: 408 cases with the shipped sandbox."""
-    actions = sandbox.model.namespace(PRODUCT).concrete_actions
+    """Cedar's decision for every role, status, action, and own or other tenant: 408 cases with the shipped sandbox.
+
+    Raises:
+        CheckError: the sandbox does not know a role or status that AkiDB stores.
+    """
+    namespace = sandbox.model.namespace(PRODUCT)
+    for name, stored in (("RoleName", ROLES), ("UserStatus", STATUSES)):
+        if lacking := set(stored) - set(namespace.enumerations.get(name, ())):
+            raise CheckError(
+                f"{name} of the sandbox lacks {', '.join(repr(v) for v in sorted(lacking))}, which AkiDB stores: Cedar cannot decide",
+                hint="breaking drift: run `akidb-pipelines fixtures drift`, and put it back or migrate AkiDB first",
+            )
+    actions = namespace.concrete_actions
     users = [(role, status) for role in ROLES for status in STATUSES]
     people = [user_entity("own", role, status, f"{role}-{status}") for role, status in users]
     cedar = Authorizer(sandbox, [*tenant_entities("own"), *tenant_entities("other"), *people])

@@ -60,7 +60,9 @@ def test_a_value_that_cedar_does_not_know_is_breaking(built, edited):
 
 def test_a_required_attribute_without_a_column_is_breaking(built, edited):
     sandbox = edited(("sensitivity?: Sensitivity", "sensitivity: Sensitivity"))
-    assert find(compare_with_cedar(built.database, sandbox), "missing column", "Collection.sensitivity").severity is Severity.BREAKING
+    assert (
+        find(compare_with_cedar(built.database, sandbox), "missing column", "Collection.sensitivity").severity is Severity.BREAKING
+    )
 
 
 def test_types_ranges_uniqueness_and_references(built, edited):

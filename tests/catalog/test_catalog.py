@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import multiprocessing
+
+import pytest
+
+from akidb_pipelines.catalog.catalog import Catalog, CataloguedFinding, CataloguedRelease, CheckOutcome
+from akidb_pipelines.catalog.models import Base
+from akidb_pipelines.errors import InputError, OutsideError
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"sqlite:///{tmp_path / 'home' / 'catalog.db'}"
+
+
+@pytest.fixture
+def catalog(url):
+    return Catalog(url)
+
+
+def outcome(passed=True):
+    return CheckOutcome("columns", passed, True, 3, "3 rules passed", 0.5)
+
+
+def test_the_newest_outcome_of_a_check_counts(catalog):
+    catalog.record_check("a" * 64, outcome(passed=False))
+    catalog.record_check("a" * 64, outcome())
+    assert catalog.checks_of("a" * 64) == [outcome()]
+    assert catalog.checks_of("b" * 64) == []
+
+
+def test_a_release_keeps_its_first_publication(catalog):
+    release = CataloguedRelease("2026-W47", 1, "m" * 64, "c" * 64, 123, ("ci", "standard"))
+    catalog.record_release(release)
+    first = catalog.releases()
+    catalog.record_release(release)
+    assert catalog.releases() == first
+    assert first[0].profiles == ("ci", "standard")
+    assert first[0].published_at.endswith("Z")
+
+
+def finding(rows=0):
+    return CataloguedFinding("k", "additive", "enum values", "User.role", "x", "y", rows, ("p", "q"), "edit")
+
+
+def test_a_finding_is_new_once_and_remembers_its_weeks(catalog):
+    assert catalog.record_findings("2026-W46", [finding()]) == [finding()]
+    assert catalog.record_findings("2026-W47", [finding(5)]) == []
+    assert catalog.record_findings("2026-W45", [finding(5)]) == []
+    (kept,) = catalog.findings()
+    assert (kept.first_week, kept.last_week, kept.affected_rows) == ("2026-W45", "2026-W47", 5)
+    assert kept.affected_policies == ("p", "q")
+
+
+def test_the_migrations_make_what_the_models_say(catalog, url):
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+    from sqlalchemy import create_engine
+
+    with create_engine(url).connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def _open(url):
+    Catalog(url).record_check("a" * 64, outcome())
+
+
+def test_several_processes_may_open_a_new_catalog_at_once(url):
+    workers = [multiprocessing.get_context("spawn").Process(target=_open, args=(url,)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [w.exitcode for w in workers] == [0, 0, 0, 0]
+
+
+def test_an_unusable_url_is_said(tmp_path):
+    with pytest.raises(InputError, match="AKIDB_CATALOG"):
+        Catalog("not a url")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutsideError):
+        Catalog(f"sqlite:///{tmp_path / 'file' / 'catalog.db'}")
+
+
+def test_something_else_than_a_catalog_is_said(tmp_path):
+    (tmp_path / "c.db").write_bytes(b"no database" * 100)
+    with pytest.raises(OutsideError, match="not a database"):
+        Catalog(f"sqlite:///{tmp_path / 'c.db'}")
