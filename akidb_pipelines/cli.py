@@ -104,8 +104,9 @@ def fixtures_build(
     as_json: AsJson = False,
 ) -> None:
     """Build one fixture into a folder; nothing is released."""
+    from akidb_pipelines import progress
     from akidb_pipelines.cedar.sandbox import load_sandbox
-    from akidb_pipelines.fixtures import build
+    from akidb_pipelines.fixtures.build import build_fixture
     from akidb_pipelines.fixtures.migrations import load_migrations
     from akidb_pipelines.fixtures.profiles import profile_named
     from akidb_pipelines.fixtures.world import TENANT_SLUGS, Request
@@ -124,10 +125,10 @@ def fixtures_build(
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=_err) as bars:
         task = bars.add_task("building", total=None)
 
-        def show(p: build.Progress) -> None:
+        def show(p: progress.Progress) -> None:
             bars.update(task, description=p.stage, completed=p.done, total=p.total or None)
 
-        built = build.build_fixture(request, sandbox, migrations, out, report=show)
+        built = build_fixture(request, sandbox, migrations, out, report=show)
     manifest = built.manifest
     if as_json:
         _print_json({"folder": str(out), "seconds": round(built.seconds, 3), "manifest": asdict(manifest)})

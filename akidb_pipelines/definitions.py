@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import dagster as dg
 
-from akidb_pipelines.fixtures.build import Report
+from akidb_pipelines.progress import Report
 from akidb_pipelines.resources import FixtureTools
 from akidb_pipelines.settings import Settings
 from assets import fixtures

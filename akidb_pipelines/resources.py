@@ -1,13 +1,19 @@
-"""Dagster resources: settings in, library objects out. Opened when a step first asks, so that loading definitions touches nothing."""
+"""Dagster resources: settings in, library objects out.
+
+The workshop is opened when a step first asks, and its modules load only then: a code location must come up fast.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from akidb_pipelines.fixtures.build import Report
-from akidb_pipelines.fixtures.weekly import Workshop, open_workshop
+from akidb_pipelines.progress import Report
 from akidb_pipelines.settings import Settings
+
+if TYPE_CHECKING:
+    from akidb_pipelines.fixtures.weekly import Workshop
 
 
 class FixtureTools:
@@ -25,4 +31,6 @@ class FixtureTools:
     @cached_property
     def workshop(self) -> Workshop:
         """Sandbox, migrations, store and catalog, opened once a process."""
+        from akidb_pipelines.fixtures.weekly import open_workshop
+
         return open_workshop(self.settings)

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from akidb_pipelines import progress
 from akidb_pipelines.definitions import build_defs
 from akidb_pipelines.errors import CheckError
-from akidb_pipelines.fixtures import build
 from akidb_pipelines.fixtures.weekly import WeekBuild, open_workshop
 from akidb_pipelines.instance import prepare_dagster_home
 from akidb_pipelines.periods import Week
@@ -98,10 +98,10 @@ class _Bar:
         self._bars, self._title = bars, title
         self._task: TaskID = bars.add_task(title, total=None)
 
-    def show(self, progress: build.Progress) -> None:
+    def show(self, told: progress.Progress) -> None:
         # A stage without a total counts as done: it is short, and a bar that stays behind looks like trouble.
-        done, total = (progress.done, progress.total) if progress.total else (1, 1)
-        self._bars.update(self._task, description=f"{self._title}: {progress.stage}", completed=done, total=total)
+        done, total = (told.done, told.total) if told.total else (1, 1)
+        self._bars.update(self._task, description=f"{self._title}: {told.stage}", completed=done, total=total)
 
 
 def _failure(week: Week, result: dg.ExecuteInProcessResult) -> CheckError:

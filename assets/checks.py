@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
-from akidb_pipelines.quality.drift import DriftReport, markdown_table
 from akidb_pipelines.quality.result import CheckReport, worst
+
+if TYPE_CHECKING:
+    from akidb_pipelines.quality.drift import DriftReport
 
 _ROWS = 50
 
@@ -13,8 +17,8 @@ _ROWS = 50
 def check_result(report: CheckReport, asset: dg.AssetKey, **extra: dg.MetadataValue) -> dg.AssetCheckResult:
     """A check result; `extra` is further metadata."""
     metadata: dict[str, dg.MetadataValue] = {**extra, "seconds": dg.MetadataValue.float(round(report.seconds, 3))}
-    if isinstance(report, DriftReport):
-        metadata |= {"findings": drift_table(report), "as Markdown": dg.MetadataValue.md(markdown_table(report.findings))}
+    if drift := drift_of(report):
+        metadata |= {"findings": drift_table(drift), "as Markdown": dg.MetadataValue.md(drift.markdown)}
     elif report.broken:
         metadata["broken"] = failure_table(report)
     for name, value in report.facts.items():
@@ -31,6 +35,13 @@ def check_result(report: CheckReport, asset: dg.AssetKey, **extra: dg.MetadataVa
 
 def _plain(value: str | int | float) -> dg.MetadataValue:
     return dg.MetadataValue.text(value) if isinstance(value, str) else dg.MetadataValue.int(int(value))
+
+
+def drift_of(report: CheckReport) -> DriftReport | None:
+    """The report as a drift report, if it is one."""
+    from akidb_pipelines.quality.drift import DriftReport
+
+    return report if isinstance(report, DriftReport) else None
 
 
 def failure_table(report: CheckReport) -> dg.MetadataValue:

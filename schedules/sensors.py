@@ -5,11 +5,11 @@ sensor *asks*: it says which weeks and what to do. Only with AKIDB_AUTO_BACKFILL
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
-from akidb_pipelines.catalog.catalog import CataloguedRelease
 from akidb_pipelines.cedar.sandbox import PRODUCT
 from akidb_pipelines.errors import PipelineError
 from akidb_pipelines.periods import Week
@@ -17,11 +17,14 @@ from akidb_pipelines.resources import FixtureTools
 from assets.fixtures import SANDBOX
 from schedules.jobs import fixtures_job
 
+if TYPE_CHECKING:
+    from akidb_pipelines.catalog.catalog import CataloguedRelease
+
 WATCHED_WEEKS = 8
 """Older releases are history: nobody's CI pulls them any more."""
 
 
-def affected_weeks(releases: Iterable[CataloguedRelease], cedar_sha256: str) -> list[Week]:
+def affected_weeks(releases: Iterable["CataloguedRelease"], cedar_sha256: str) -> list[Week]:
     """The newest weeks whose newest revision was built for another sandbox."""
     newest: dict[str, CataloguedRelease] = {}
     for release in releases:

@@ -24,7 +24,7 @@ LAYERS = [
     {"akidb_pipelines.fixtures"},
     {"akidb_pipelines.quality"},
     {"akidb_pipelines.cedar", "akidb_pipelines.store", "akidb_pipelines.catalog"},
-    {"akidb_pipelines.settings", "akidb_pipelines.files", "akidb_pipelines.periods"},
+    {"akidb_pipelines.settings", "akidb_pipelines.files", "akidb_pipelines.periods", "akidb_pipelines.progress"},
     {"akidb_pipelines.errors", "akidb_pipelines"},
 ]
 KNOW_DAGSTER = {"akidb_pipelines.run", "akidb_pipelines.definitions"}
@@ -84,7 +84,7 @@ def test_only_the_composition_root_knows_dagster(module):
     assert not names & {"dagster", "assets", "schedules"} or module == "akidb_pipelines.cli", f"{module} imports Dagster's side"
 
 
-HEAVY = ("great_expectations", "pandas", "oci", "duckdb", "boto3", "matplotlib", "faker")
+HEAVY = ("great_expectations", "pandas", "oci", "duckdb", "boto3", "matplotlib", "faker", "sqlalchemy", "numpy", "apsw", "alembic")
 
 
 def test_loading_the_code_location_imports_nothing_heavy():

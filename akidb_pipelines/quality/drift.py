@@ -69,6 +69,11 @@ class DriftReport(CheckReport):
         return bool(self.of(Severity.BREAKING))
 
     @property
+    def markdown(self) -> str:
+        """The findings as a table."""
+        return markdown_table(self.findings)
+
+    @property
     def summary(self) -> str:
         """`1 breaking, 3 additive: User.role enum values, ...`"""
         told = [f for f in self.findings if f.severity is not Severity.NOTE]

@@ -113,7 +113,7 @@ def test_a_read_only_store_is_said(small_disk):
     LocalStore(small_disk).create("k", b"x")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     store = LocalStore(small_disk)
-    with pytest.raises(OutsideError, match="(?i)read-only"):
+    with pytest.raises(OutsideError, match=r"(?i)read-only"):
         store.create("other", b"y")
     with pytest.raises(OutsideError):
         store.swap("p", b"y", None)
@@ -212,7 +212,7 @@ def test_a_file_changed_after_its_manifest_is_not_released(releases, tmp_path):
 
 def test_a_claimed_revision_without_manifest_is_no_release_and_does_not_stop_the_next(releases, tmp_path):
     """What a publisher leaves that died between its last two writes."""
-    manifest, folder = content(tmp_path / "a", "2026-W47", db=b"dead")
+    manifest, _ = content(tmp_path / "a", "2026-W47", db=b"dead")
     LocalStore(tmp_path / "artifacts").create("fixtures/releases/2026-W47/r1/SHA256SUMS", manifest.sums)
     assert releases.newest("2026-W47") is None
     other = releases.publish(*content(tmp_path / "b", "2026-W47", db=b"alive"))
