@@ -160,7 +160,7 @@ def fixtures_verify(
     from akidb_pipelines.fixtures.verify import find_manifests, verify
 
     settings = Settings.load()
-    source = (load_sandbox(settings.cedar_sandbox), load_migrations(settings.migrations)) if rebuild else None
+    source = (load_sandbox(settings.cedar_sandbox), load_migrations(settings.migrations), settings.scratch) if rebuild else None
     verdicts = [verify(m, source) for m in find_manifests(path)]
     if as_json:
         _print_json({"ok": not any(v.problems for v in verdicts), "fixtures": [asdict(v) for v in verdicts]})
@@ -168,6 +168,28 @@ def fixtures_verify(
         good = f"{v.week} {v.profile}: {v.files} files as the manifest says" + (", rebuilt byte for byte" if v.rebuilt else "")
         typer.echo(good if not v.problems else f"{v.week} {v.profile}: " + "; ".join(v.problems))
     if any(v.problems for v in verdicts):
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+@fixtures_app.command("check")
+def fixtures_check(
+    path: Annotated[Path, typer.Argument(help="A folder, a .db or a manifest.")],
+    full: Annotated[bool, typer.Option("--full", help="Every audit row through Cedar, also of very long logs.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the checks of a release on fixtures that were built or pulled."""
+    from akidb_pipelines.cedar.sandbox import load_sandbox
+    from akidb_pipelines.fixtures.verify import find_manifests
+    from akidb_pipelines.fixtures.weekly import check_fixture
+
+    sandbox = load_sandbox(Settings.load().cedar_sandbox)
+    with _err.status("checking"):
+        reports = [(m.name, r) for m in find_manifests(path) for r in check_fixture(m, sandbox, full=full)]
+    if as_json:
+        _print_json({"ok": not any(r.holds_back for _, r in reports), "checks": [{"fixture": n, **asdict(r)} for n, r in reports]})
+    for name, report in () if as_json else reports:
+        typer.echo(f"{name.removesuffix('.manifest.json')} {report.check}: {report.summary} ({report.seconds:.1f} s)")
+    if any(r.holds_back for _, r in reports):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
@@ -228,7 +250,7 @@ def fixtures_drift(
 
     settings = Settings.load()
     source = load_migrations(migrations or settings.migrations)
-    with tempfile.TemporaryDirectory(prefix="akidb-drift-") as folder:
+    with tempfile.TemporaryDirectory(prefix="drift-", dir=settings.scratch) as folder:
         report = migration_drift(source, load_sandbox(settings.cedar_sandbox), Path(folder))
     if as_json:
         _print_json({"breaking": report.breaking, "source": source.source, "findings": [asdict(f) for f in report.findings]})

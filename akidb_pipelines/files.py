@@ -6,10 +6,13 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import tempfile
+import time
 from pathlib import Path
 
 BLOCK_BYTES = 1 << 20
+_DAY_S = 24 * 3600
 
 
 def digest_file(path: Path) -> str:
@@ -44,15 +47,32 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def temporary_prefix(prefix: str) -> str:
+    """Begin a temporary name with its owner, for `sweep`: `<prefix><host>.<pid>-`."""
+    return f"{prefix}{_host()}.{os.getpid()}-"
+
+
 def sweep(folder: Path, prefix: str) -> None:
-    """Remove what dead processes left: entries named `<prefix><pid>-...` whose process is gone."""
+    """Remove what dead processes left: entries named by `temporary_prefix` whose process on this host is gone.
+
+    Of other hosts, or other containers, that share the folder one cannot know; theirs go after a day.
+    """
     for path in folder.glob(f"{prefix}*"):
-        match = re.match(r"(\d+)-", path.name.removeprefix(prefix))
-        if match and not _alive(int(match[1])):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        match = re.match(r"(.*)\.(\d+)-", path.name.removeprefix(prefix))
+        if not match:
+            continue
+        try:
+            dead = not _alive(int(match[2])) if match[1] == _host() else time.time() - path.stat().st_mtime > _DAY_S
+        except FileNotFoundError:
+            continue  # its owner was faster
+        if dead and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif dead:
+            path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
 
 
 def _alive(pid: int) -> bool:

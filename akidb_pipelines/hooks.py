@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from akidb_pipelines.errors import InputError
+from akidb_pipelines.errors import InputError, OutsideError
 
 MARK = "# written by akidb-pipelines hooks install"
 
@@ -19,8 +19,9 @@ staged=$(git diff --cached --name-only --diff-filter=ACMR)
 has() {{ printf '%s\\n' "$staged" | grep -qE "$1"; }}
 
 if has '\\.py$' && [ -f pyproject.toml ]; then
-    "{python}" -m ruff check .
-    "{python}" -m mypy
+    for tool in "ruff check ." mypy; do
+        if command -v "${{tool%% *}}" >/dev/null; then $tool; else echo "pre-commit: no ${{tool%% *}} on PATH, skipped" >&2; fi
+    done
 fi
 if has '\\.rs$' && [ -f Cargo.toml ]; then
     cargo fmt --check
@@ -44,10 +45,13 @@ def install(repository: Path) -> Path:
 
     Raises:
         InputError: not a repository, or it has a hook of somebody else's.
+        OutsideError: there is no git.
     """
-    asked = subprocess.run(
-        ["git", "-C", str(repository), "rev-parse", "--git-path", "hooks"], capture_output=True, text=True, check=False
-    )
+    command = ["git", "-C", str(repository), "rev-parse", "--git-path", "hooks"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise OutsideError(f"git does not run: {error}", hint="install git") from error
     if asked.returncode != 0:
         raise InputError(f"{repository} is no git repository: {asked.stderr.strip()}", hint="run it inside your akidb checkout")
     hook = repository / asked.stdout.strip() / "pre-commit"

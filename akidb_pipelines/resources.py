@@ -1,12 +1,12 @@
 """Dagster resources: settings in, library objects out.
 
-The workshop is opened when a step first asks, and its modules load only then: a code location must come up fast.
+The workshop is opened when a step asks, and its modules load only then: a code location must come up fast. It is opened anew each time,
+because a code server lives for weeks and the sandbox is exactly what changes meanwhile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from akidb_pipelines.progress import Report
@@ -28,9 +28,8 @@ class FixtureTools:
         self.settings = settings
         self.progress = progress
 
-    @cached_property
-    def workshop(self) -> Workshop:
-        """Sandbox, migrations, store and catalog, opened once a process."""
+    def open_workshop(self) -> Workshop:
+        """Sandbox, migrations, store and catalog, as they are now."""
         from akidb_pipelines.fixtures.weekly import open_workshop
 
         return open_workshop(self.settings)

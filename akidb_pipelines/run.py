@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from time import perf_counter
 
 import dagster as dg
@@ -13,10 +14,11 @@ from rich.table import Table
 
 from akidb_pipelines import progress
 from akidb_pipelines.definitions import build_defs
-from akidb_pipelines.errors import CheckError
+from akidb_pipelines.errors import CheckError, ExitCode, InputError, OutsideError, PipelineError
+from akidb_pipelines.fixtures.profiles import profile_named
 from akidb_pipelines.fixtures.weekly import WeekBuild, open_workshop
 from akidb_pipelines.instance import prepare_dagster_home
-from akidb_pipelines.periods import Week
+from akidb_pipelines.periods import FIRST_WEEK, Week
 from akidb_pipelines.settings import Settings
 from akidb_pipelines.store.releases import Release
 
@@ -50,10 +52,16 @@ def run_week(settings: Settings, week: Week, profiles: Sequence[str], console: C
         console: where progress is shown; a terminal gets bars.
 
     Raises:
+        PipelineError: a setting, the week or a profile is unusable, or something outside is missing.
         CheckError: a step or a blocking check failed; what was released before stays served.
-        OutsideError: DAGSTER_HOME cannot be written.
     """
     started = perf_counter()
+    # Before Dagster starts: what is wrong here is told plainly, with its own exit code.
+    for profile in profiles or settings.profiles:
+        profile_named(profile)
+    if not FIRST_WEEK <= week <= Week.containing(datetime.now(UTC)):
+        raise InputError(f"{week} is no week that is released", hint=f"choose one from {FIRST_WEEK} to the running week")
+    open_workshop(settings)
     prepare_dagster_home(settings)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars, dg.DagsterInstance.get() as instance:
@@ -104,16 +112,19 @@ class _Bar:
         self._bars.update(self._task, description=f"{self._title}: {told.stage}", completed=done, total=total)
 
 
-def _failure(week: Week, result: dg.ExecuteInProcessResult) -> CheckError:
-    """What a failed run says, in the words of its first failed step."""
+def _failure(week: Week, result: dg.ExecuteInProcessResult) -> PipelineError:
+    """What a failed run says, in the words of its failed steps. A failure from outside (a full disk) stays one."""
+    kind: type[PipelineError] = CheckError
     told = [f"check {e.check_name} failed: {e.description}" for e in result.get_asset_check_evaluations() if _blocks(e)]
     for event in result.get_step_failure_events():
         data = event.step_failure_data
         if data.user_failure_data and data.user_failure_data.description:
             told.append(data.user_failure_data.description)
+            if data.user_failure_data.metadata["exit code"].value == ExitCode.OUTSIDE:
+                kind = OutsideError
         elif data.error and not told:
             told.append(f"step {event.step_key}: {data.error.message.strip()}")
-    return CheckError(
+    return kind(
         f"the fixtures of {week} were not released\n  " + "\n  ".join(told or ["see the run's log"]),
         hint=f"`make ui`, run {result.run_id}, has the details; docs/runbooks/weekly-fixtures-failed.md says what to do",
     )

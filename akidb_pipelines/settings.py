@@ -6,12 +6,21 @@ Read once by whoever composes a program (`cli`, `resources`), never at import an
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
-from akidb_pipelines.errors import InputError
+from akidb_pipelines.errors import InputError, OutsideError
 
 
 def _checkout() -> Path | None:
@@ -39,7 +48,9 @@ class Settings(BaseSettings):
     cedar_sandbox: Path | None = Field(default=None, description="Folder with another sandbox schema and policies.")
     migrations: Path | None = Field(default=None, description="Migrations folder of an AkiDB checkout.")
     seed: int = Field(default=2025, ge=0, lt=2**63, description="Seed of the fixtures.")
-    profiles: tuple[str, ...] = Field(default=("ci", "standard"), description="Fixture profiles of the weekly run.")
+    profiles: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("ci", "standard"), description="Fixture profiles of the weekly run, with commas between."
+    )
     auto_backfill: bool = Field(default=False, description="Let the drift sensor start backfills by itself.")
     weekly_fixtures_cron: str = Field(default="0 2 * * 1", description="When the weekly fixtures are built (UTC).")
     runbook_base: str = Field(
@@ -65,6 +76,11 @@ class Settings(BaseSettings):
             toml = checkout / "akidb-pipelines.toml"
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml)
 
+    @field_validator("profiles", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(p.strip() for p in value.split(",") if p.strip()) if isinstance(value, str) else value
+
     @classmethod
     def load(cls) -> Settings:
         """Read and validate.
@@ -77,6 +93,8 @@ class Settings(BaseSettings):
         except ValidationError as error:
             told = "; ".join(f"AKIDB_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors() if e["loc"])
             raise InputError(f"settings: {told}", hint="correct the environment or akidb-pipelines.toml") from error
+        except (SettingsError, tomllib.TOMLDecodeError, OSError) as error:
+            raise InputError(f"settings: {error}", hint="correct the environment or akidb-pipelines.toml") from error
         return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
 
     @property
@@ -88,6 +106,20 @@ class Settings(BaseSettings):
     def catalog_url(self) -> str:
         """SQLAlchemy URL of the catalog."""
         return self.catalog or f"sqlite:///{self.home / 'catalog.db'}"
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for temporary work, made if missing: nothing is written outside AKIDB_HOME.
+
+        Raises:
+            OutsideError: it cannot be made.
+        """
+        folder = self.home / "tmp"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutsideError(f"AKIDB_HOME {self.home}: {error}", hint="point AKIDB_HOME at a folder you may write") from error
+        return folder
 
     @property
     def builds(self) -> Path:

@@ -22,7 +22,7 @@ def telling() -> Iterator[None]:
     try:
         yield
     except PipelineError as error:
-        metadata = {"what to do": dg.MetadataValue.text(error.hint)} if error.hint else None
+        metadata = {"what to do": dg.MetadataValue.text(error.hint), "exit code": dg.MetadataValue.int(int(error.exit_code))}
         raise dg.Failure(description=str(error), metadata=metadata, allow_retries=False) from error
 
 

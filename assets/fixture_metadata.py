@@ -11,10 +11,12 @@ from akidb_pipelines.resources import FixtureTools
 from assets.common import BUILD
 
 if TYPE_CHECKING:
+    from akidb_pipelines.cedar.sandbox import Sandbox
     from akidb_pipelines.fixtures.manifest import Manifest
     from akidb_pipelines.fixtures.weekly import WeekBuild
     from akidb_pipelines.periods import Week
     from akidb_pipelines.quality.drift import DriftReport
+    from akidb_pipelines.settings import Settings
 
 
 def build_metadata(build: WeekBuild, tools: FixtureTools) -> dict[str, dg.MetadataValue]:
@@ -75,14 +77,14 @@ def _column_schema(manifest: Manifest) -> dg.TableSchema:
     return dg.TableSchema([dg.TableColumn(name, fact) for name, fact in facts.items() if " " not in name])
 
 
-def drift_metadata(report: DriftReport, week: Week, tools: FixtureTools) -> dict[str, dg.MetadataValue]:
+def drift_metadata(report: DriftReport, week: Week, sandbox: Sandbox, settings: Settings) -> dict[str, dg.MetadataValue]:
     """A draft of the decision record that drift asks for, and where to read on."""
     from akidb_pipelines.quality.drift import adr_draft
 
-    draft = tools.settings.home / "adr-drafts" / f"{week.iso}-schema-drift.md"
+    draft = settings.home / "adr-drafts" / f"{week.iso}-schema-drift.md"
     draft.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(draft, adr_draft(report.findings, week=week.iso, sandbox=tools.workshop.sandbox).encode())
+    write_whole(draft, adr_draft(report.findings, week=week.iso, sandbox=sandbox).encode())
     return {
         "ADR draft": dg.MetadataValue.path(draft),
-        "runbook": dg.MetadataValue.url(tools.settings.runbook("runbooks/fixture-drift.md")),
+        "runbook": dg.MetadataValue.url(settings.runbook("runbooks/fixture-drift.md")),
     }

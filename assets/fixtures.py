@@ -51,7 +51,7 @@ with warnings.catch_warnings():
 def cedar_sandbox_schema(context: dg.AssetExecutionContext, fixture_tools: Tools) -> dg.ObserveResult:
     """Read the sandbox and tell its digest; fixtures built for another one become stale."""
     with telling():
-        sandbox = fixture_tools.workshop.sandbox
+        sandbox = fixture_tools.open_workshop().sandbox
     namespace = sandbox.model.namespace(PRODUCT)
     context.log.info(f"{sandbox.source}: {len(namespace.entities)} entity types, {len(sandbox.policies)} policies")
     return dg.ObserveResult(
@@ -83,7 +83,7 @@ def fixture_databases(context: dg.AssetExecutionContext, config: FixtureConfig, 
     week = partition_week(context, DATABASES)
     with telling():
         profiles = config.profiles or list(fixture_tools.settings.profiles)
-        build = fixture_tools.workshop.build(week, profiles, fixture_tools.progress or _logging(context))
+        build = fixture_tools.open_workshop().build(week, profiles, fixture_tools.progress or _logging(context))
     return dg.MaterializeResult(data_version=dg.DataVersion(build.sha256), metadata=build_metadata(build, fixture_tools))
 
 
@@ -128,7 +128,7 @@ def fixture_checks(context: dg.AssetCheckExecutionContext, fixture_tools: Tools)
     week = partition_week(context, DATABASES)
     names = [key.name for key in context.selected_asset_check_keys]
     with telling():
-        workshop = fixture_tools.workshop
+        workshop = fixture_tools.open_workshop()
         build = workshop.find(week, built_digest(context, DATABASES, week))
         told = (fixture_tools.progress or (lambda _: lambda _: None))("checks")
         for number, report in enumerate(workshop.run_checks(build, [c for c in CHECKS if c in names])):
@@ -140,7 +140,7 @@ def fixture_checks(context: dg.AssetCheckExecutionContext, fixture_tools: Tools)
                 "cedar_sha256": dg.MetadataValue.text(workshop.sandbox.sha256(PRODUCT)),
             }
             if findings := drift_of(report):
-                extra |= drift_metadata(findings, week, fixture_tools)
+                extra |= drift_metadata(findings, week, workshop.sandbox, fixture_tools.settings)
             yield check_result(report, DATABASES, **extra)
 
 
@@ -160,7 +160,7 @@ def fixture_release(context: dg.AssetExecutionContext, fixture_tools: Tools) -> 
     """Publish what was built and checked; refuses bytes whose blocking checks did not pass."""
     week = partition_week(context, RELEASE)
     with telling():
-        workshop = fixture_tools.workshop
+        workshop = fixture_tools.open_workshop()
         build = workshop.find(week, built_digest(context, DATABASES, week))
         release = workshop.publish(build, lambda name: context.log.info(f"storing {name}"))
         latest = workshop.releases.latest()

@@ -56,7 +56,7 @@ def requests(weeks: Iterable[Week], cedar_sha256: str) -> list[dg.RunRequest]:
 def fixture_drift(context: dg.SensorEvaluationContext, fixture_tools: dg.ResourceParam[FixtureTools]) -> dg.SensorResult:
     """See the module."""
     try:
-        workshop = fixture_tools.workshop
+        workshop = fixture_tools.open_workshop()
         digest = workshop.sandbox.sha256(PRODUCT)
         weeks = affected_weeks(workshop.catalog.releases(), digest)
     except PipelineError as error:

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import Session
 
-from akidb_pipelines.catalog.models import CheckRow, FindingRow, FixtureReleaseRow
+from akidb_pipelines.catalog.models import Base, CheckRow, FindingRow, FixtureReleaseRow
 from akidb_pipelines.errors import InputError, OutsideError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -76,20 +78,31 @@ class Catalog:
     def __init__(self, url: str) -> None:
         try:
             parsed = make_url(url)
-        except ArgumentError as error:
-            raise InputError(
-                f"AKIDB_CATALOG: {error}", hint="give an SQLAlchemy URL such as sqlite:////var/lib/akidb/catalog.db"
-            ) from error
-        self._where = parsed.render_as_string(hide_password=True)
-        try:
+            self._where = parsed.render_as_string(hide_password=True)
             if parsed.get_backend_name() == "sqlite" and parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
             self._engine: Engine = create_engine(parsed)
             if parsed.get_backend_name() == "sqlite":
                 event.listen(self._engine, "connect", _wait_for_locks)
-            self._upgrade()
-        except (DatabaseError, OSError) as error:
+        except (ArgumentError, ModuleNotFoundError) as error:
+            hint = "give an SQLAlchemy URL such as sqlite:////var/lib/akidb/catalog.db, and install its driver"
+            raise InputError(f"AKIDB_CATALOG: {error}", hint=hint) from error
+        except OSError as error:
             raise OutsideError(f"catalog {self._where}: {error}", hint="check AKIDB_CATALOG, permissions and disk") from error
+        with self._telling():
+            self._upgrade()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        from alembic.util import CommandError
+
+        try:
+            yield
+        except DatabaseError as error:
+            raise OutsideError(f"catalog {self._where}: {error}", hint="check AKIDB_CATALOG, permissions and disk") from error
+        except CommandError as error:
+            hint = "it was made by a newer version: upgrade akidb-pipelines"
+            raise OutsideError(f"catalog {self._where}: {error}", hint=hint) from error
 
     def _upgrade(self) -> None:
         from alembic import command
@@ -117,19 +130,26 @@ class Catalog:
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
-        try:
-            with Session(self._engine) as session, session.begin():
-                yield session
-        except DatabaseError as error:
-            raise OutsideError(f"catalog {self._where}: {error}", hint="check AKIDB_CATALOG, permissions and disk") from error
+        with self._telling(), Session(self._engine) as session, session.begin():
+            yield session
+
+    def _put(self, session: Session, model: type[Base], values: dict[str, Any], *, keep: bool = False) -> None:
+        """Insert a row, or replace (`keep`: leave) the one of its key; two processes may do so at once."""
+        insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
+        statement = insert(model).values(**values)
+        keys = [column.name for column in model.__table__.primary_key]
+        others = {name: statement.excluded[name] for name in values if name not in keys}
+        if keep:
+            session.execute(statement.on_conflict_do_nothing(index_elements=keys))
+        else:
+            session.execute(statement.on_conflict_do_update(index_elements=keys, set_=others))
 
     # --- checks
 
     def record_check(self, build_sha256: str, outcome: CheckOutcome) -> None:
         """Keep what a check said; a later run of the same check on the same build replaces it."""
         with self._session() as session:
-            row = CheckRow(build_sha256=build_sha256, checked_at=_now(), **vars(outcome))
-            session.merge(row)
+            self._put(session, CheckRow, {"build_sha256": build_sha256, "checked_at": _now(), **vars(outcome)})
 
     def checks_of(self, build_sha256: str) -> list[CheckOutcome]:
         """The outcomes for a build, by name."""
@@ -141,21 +161,9 @@ class Catalog:
 
     def record_release(self, release: CataloguedRelease) -> None:
         """Keep that a release exists; its first publication time stays."""
-        release_id = f"{release.week}/r{release.revision}"
+        values = {**vars(release), "profiles": json.dumps(release.profiles), "published_at": _now()}
         with self._session() as session:
-            if session.get(FixtureReleaseRow, release_id) is None:
-                session.add(
-                    FixtureReleaseRow(
-                        release_id=release_id,
-                        week=release.week,
-                        revision=release.revision,
-                        manifest_sha256=release.manifest_sha256,
-                        cedar_sha256=release.cedar_sha256,
-                        size_bytes=release.size_bytes,
-                        profiles=json.dumps(release.profiles),
-                        published_at=_now(),
-                    )
-                )
+            self._put(session, FixtureReleaseRow, {"release_id": f"{release.week}/r{release.revision}", **values}, keep=True)
 
     def releases(self) -> list[CataloguedRelease]:
         """Every release, newest week first."""
@@ -184,11 +192,12 @@ class Catalog:
                 row = session.get(FindingRow, finding.key)
                 if row is None:
                     new.append(finding)
-                    fields = {**vars(finding), "affected_policies": ", ".join(finding.affected_policies)}
-                    session.add(FindingRow(**{**fields, "first_week": week, "last_week": week}))
-                else:
-                    row.first_week, row.last_week = min(row.first_week, week), max(row.last_week, week)
-                    row.affected_rows = finding.affected_rows
+                weeks = {
+                    "first_week": min(row.first_week, week) if row else week,
+                    "last_week": max(row.last_week, week) if row else week,
+                }
+                values = {**vars(finding), "affected_policies": ", ".join(finding.affected_policies), **weeks}
+                self._put(session, FindingRow, values)
         return new
 
     def findings(self) -> list[CataloguedFinding]:

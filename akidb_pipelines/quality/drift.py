@@ -335,6 +335,6 @@ For each finding, choose one and strike the other: change the sandbox, or change
 
 ## Consequences
 
-- Fixtures are rebuilt when the sandbox changes: `akidb-pipelines fixtures drift` shows which weeks.
+- Released fixtures of another sandbox are rebuilt: the sensor `fixture_drift` names the weeks.
 - A value that only the sandbox knows cannot be stored, so the policies named above protect nothing until it can.
 """

@@ -28,14 +28,12 @@ from akidb_pipelines.cedar.validate import conforms, explain
 from akidb_pipelines.quality.database import open_read_only
 from akidb_pipelines.quality.result import CheckReport, RuleResult, Sample, Status
 
-EVERY_USER_UP_TO = 2_500
-"""A user takes 34 decisions, about 3 ms. Above, every n-th user of each role and status is asked."""
 LATENCY_LIMIT_MS = 5.0
 LATENCY_POLICIES = 10_000
 _SHOWN = 50
 
 
-def run_authorization_matrix(database: Path, sandbox: Sandbox, *, full: bool = False) -> CheckReport:
+def run_authorization_matrix(database: Path, sandbox: Sandbox) -> CheckReport:
     """The role table against AkiDB's role model, every user through Cedar, and every audit row against the decision it records.
 
     Raises:
@@ -46,7 +44,7 @@ def run_authorization_matrix(database: Path, sandbox: Sandbox, *, full: bool = F
     table = role_table(sandbox)
     db = open_read_only(database)
     try:
-        users, share, results = _users(db, sandbox, full=full)
+        users, results = _users(db, sandbox)
         rows, audited = _audit_rows(db, table)
     finally:
         db.close()
@@ -62,7 +60,6 @@ def run_authorization_matrix(database: Path, sandbox: Sandbox, *, full: bool = F
         "cases": len(table),
         "allowed": sum(d.allowed for d in table.values()),
         "users": users,
-        "users_sampled_fraction": round(share, 4),
         "audit_rows": rows,
     }
     return CheckReport("authorization_matrix", (cases, results, *audited), perf_counter() - started, facts)
@@ -76,17 +73,12 @@ def _said(decision: Decision) -> str:
     return f"{'allowed' if decision.allowed else 'denied'} by {decision.policy}"
 
 
-def _users(db: apsw.Connection, sandbox: Sandbox, *, full: bool) -> tuple[int, float, RuleResult]:
-    """Ask Cedar what each user may do, through the user's own row."""
+def _users(db: apsw.Connection, sandbox: Sandbox) -> tuple[int, RuleResult]:
+    """Ask Cedar what every user may do, through the user's own row: 34 decisions each, some milliseconds."""
     namespace = sandbox.model.namespace(PRODUCT)
-    entity = namespace.entities["User"]
     columns = [row[1] for row in db.execute("PRAGMA table_info(users)")]
-    ((count,),) = db.execute("SELECT count(*) FROM users")
-    step = 1 if full or count <= EVERY_USER_UP_TO else -(-count // EVERY_USER_UP_TO)
-    numbered = "SELECT rowid AS r, row_number() OVER (PARTITION BY tenant_id, role, status ORDER BY rowid) AS n FROM users"
-    where = "" if step == 1 else f"WHERE t.rowid IN (SELECT r FROM ({numbered}) WHERE (n - 1) % {step} = 0)"
     asked, wrong, samples = 0, 0, []
-    stream = mapping(namespace, entity, columns).read(db, where)
+    stream = mapping(namespace, namespace.entities["User"], columns).read(db)
     while group := tuple(islice(stream, 200)):
         for user, difference in _differences(sandbox, group):
             asked += 1
@@ -94,8 +86,7 @@ def _users(db: apsw.Connection, sandbox: Sandbox, *, full: bool) -> tuple[int, f
                 wrong += 1
                 samples.append(Sample(user, difference))
     status = Status.FAIL if wrong else Status.PASS
-    result = RuleResult("every user may do what its role says", "User", status=status, count=wrong, samples=tuple(samples[:_SHOWN]))
-    return asked, asked / count if count else 1.0, result
+    return asked, RuleResult("every user may do what its role says", "User", "", status, wrong, tuple(samples[:_SHOWN]))
 
 
 def _differences(sandbox: Sandbox, users: tuple[JsonEntity, ...]) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from akidb_pipelines.errors import InputError
-from akidb_pipelines.files import BLOCK_BYTES, sweep, sync_folder, write_whole
+from akidb_pipelines.files import BLOCK_BYTES, sweep, sync_folder, temporary_prefix, write_whole
 from akidb_pipelines.store.objects import AlreadyExistsError, MissingObjectError, ObjectInfo, SwapError, unreachable
 
 _INCOMING = ".incoming-"
@@ -34,7 +34,7 @@ class LocalStore:
         with self._telling(f"storing {key}"):
             target.parent.mkdir(parents=True, exist_ok=True)
             sweep(target.parent, _INCOMING)
-            incoming = target.parent / f"{_INCOMING}{os.getpid()}-{target.name}"
+            incoming = target.parent / f"{temporary_prefix(_INCOMING)}{target.name}"
             try:
                 self._write(incoming, source)
                 try:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from akidb_pipelines.errors import InputError, IntegrityError
-from akidb_pipelines.files import digest_file, sweep, sync_folder
+from akidb_pipelines.files import digest_file, sweep, sync_folder, temporary_prefix
 from akidb_pipelines.store.objects import AlreadyExistsError, MissingObjectError, ObjectStore, SwapError, unreachable
 
 FORMAT = 1
@@ -120,13 +119,14 @@ class Releases:
             IntegrityError: a file is not what the manifest says.
             OutsideError: the store cannot be written.
         """
+        # Blobs first, also of a release that is there already: releasing again is how a lost blob comes back.
+        for file in manifest.files:
+            report(file.name)
+            self._put_blob(folder / file.name, file)
         newest = self.newest(manifest.name)
         if newest and newest.manifest.sha256 == manifest.sha256:
             self._advance(newest)
             return newest
-        for file in manifest.files:
-            report(file.name)
-            self._put_blob(folder / file.name, file)
         revision = newest.revision + 1 if newest else 1
         while True:
             prefix = self._prefix(manifest.name, revision)
@@ -146,6 +146,8 @@ class Releases:
         there = self._artifacts.stat(key)
         if there and there.size_bytes == file.size_bytes:
             return
+        if not path.is_file():
+            raise IntegrityError(f"{file.name} is neither in the store nor in {path.parent}", hint="build that profile again")
         found = digest_file(path)
         if found != file.sha256:
             raise IntegrityError(
@@ -237,38 +239,37 @@ class Releases:
         return data
 
     def pull(self, release: Release, folder: Path, report: Callable[[str], None] = lambda _: None) -> list[Path]:
-        """Copy a release's files into a folder, each verified before it gets its name. Files that are right already stay.
+        """Copy a release's files into a folder. All are fetched and verified before the first gets its name, manifests last; files
+        that are right already stay.
 
         Raises:
-            IntegrityError: the store holds other bytes than the manifest says.
+            IntegrityError: the store holds other bytes than the manifest says; the folder is as it was.
             OutsideError: the folder cannot be written.
         """
+        fetched: list[tuple[Path, Path]] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             sweep(folder, _PULLING)
-            paths = []
             for file in release.manifest.files:
                 report(file.name)
-                paths.append(self._pull_file(release, file, folder))
+                target = folder / file.name
+                if target.is_file() and target.stat().st_size == file.size_bytes and digest_file(target) == file.sha256:
+                    continue
+                incoming = folder / f"{temporary_prefix(_PULLING)}{file.name}"
+                fetched.append((incoming, target))
+                self._artifacts.fetch(blob_key(file.sha256), incoming)
+                found = digest_file(incoming)
+                if found != file.sha256:
+                    raise _damaged(f"{release.id}: {file.name} in {self._artifacts.url}", found, file.sha256)
+            for incoming, target in sorted(fetched, key=lambda pair: pair[1].suffix == ".json"):
+                incoming.replace(target)
             sync_folder(folder)
         except OSError as error:
             raise unreachable(str(folder), f"pulling {release.id}", error) from error
-        return paths
-
-    def _pull_file(self, release: Release, file: ReleaseFile, folder: Path) -> Path:
-        target = folder / file.name
-        if target.is_file() and target.stat().st_size == file.size_bytes and digest_file(target) == file.sha256:
-            return target
-        incoming = folder / f"{_PULLING}{os.getpid()}-{file.name}"
-        try:
-            self._artifacts.fetch(blob_key(file.sha256), incoming)
-            found = digest_file(incoming)
-            if found != file.sha256:
-                raise _damaged(f"{release.id}: {file.name} in {self._artifacts.url}", found, file.sha256)
-            incoming.replace(target)
         finally:
-            incoming.unlink(missing_ok=True)
-        return target
+            for incoming, _ in fetched:
+                incoming.unlink(missing_ok=True)
+        return [folder / file.name for file in release.manifest.files]
 
     def _prefix(self, name: str, revision: int) -> str:
         return f"{self._kind}/releases/{name}/r{revision}"

@@ -165,9 +165,19 @@ def test_the_mondays_tick_builds_the_week_that_begins(settings):
 # --- drift
 
 
-def sensor_result(settings, cursor=None):
-    with dg.build_sensor_context(cursor=cursor, resources={"fixture_tools": FixtureTools(settings)}) as context:
+def sensor_result(settings, cursor=None, tools=None):
+    with dg.build_sensor_context(cursor=cursor, resources={"fixture_tools": tools or FixtureTools(settings)}) as context:
         return fixture_drift(context)
+
+
+def test_a_code_server_that_lives_on_sees_an_edited_sandbox(settings, instance, tmp_path):
+    folder = edited_sandbox(tmp_path, "viewer-reads", "viewer-reads")
+    tools = FixtureTools(settings.model_copy(update={"cedar_sandbox": folder}))
+    assert run(tools.settings, instance).success
+    assert "agree" in sensor_result(None, tools=tools).skip_reason.skip_message
+    policies = folder / "akidb.cedar"
+    policies.write_text(policies.read_text().replace("viewer-reads", "viewers-read"))
+    assert "2026-W46" in sensor_result(None, tools=tools).skip_reason.skip_message
 
 
 def test_the_drift_sensor_asks_and_rebuilds_only_when_told_to(settings, instance, tmp_path):

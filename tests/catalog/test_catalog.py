@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +52,8 @@ def test_a_finding_is_new_once_and_remembers_its_weeks(catalog):
     assert catalog.record_findings("2026-W45", [finding(5)]) == []
     (kept,) = catalog.findings()
     assert (kept.first_week, kept.last_week, kept.affected_rows) == ("2026-W45", "2026-W47", 5)
+    catalog.record_findings("2026-W47", [replace(finding(), severity="breaking")])
+    assert catalog.findings()[0].severity == "breaking"
     assert kept.affected_policies == ("p", "q")
 
 
@@ -63,24 +67,41 @@ def test_the_migrations_make_what_the_models_say(catalog, url):
 
 
 def _open(url):
-    Catalog(url).record_check("a" * 64, outcome())
+    catalog = Catalog(url)
+    for n in range(20):
+        catalog.record_check(f"{n:064d}", outcome())
+        catalog.record_findings("2026-W46", [replace(finding(), key=f"k{n}")])
+        catalog.record_release(CataloguedRelease("2026-W47", n + 1, "m" * 64, "c" * 64, 123, ("ci",)))
 
 
-def test_several_processes_may_open_a_new_catalog_at_once(url):
+def test_several_processes_may_open_and_fill_a_new_catalog_at_once(url):
     workers = [multiprocessing.get_context("spawn").Process(target=_open, args=(url,)) for _ in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(60)
     assert [w.exitcode for w in workers] == [0, 0, 0, 0]
+    assert len(Catalog(url).releases()) == len(Catalog(url).findings()) == 20
 
 
 def test_an_unusable_url_is_said(tmp_path):
     with pytest.raises(InputError, match="AKIDB_CATALOG"):
         Catalog("not a url")
+    with pytest.raises(InputError, match="AKIDB_CATALOG"):
+        Catalog("foo://host/x")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutsideError):
         Catalog(f"sqlite:///{tmp_path / 'file' / 'catalog.db'}")
+
+
+def test_a_catalog_of_a_newer_version_is_said(url, tmp_path):
+    Catalog(url).close()
+    with sqlite3.connect(tmp_path / "home" / "catalog.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(OutsideError, match="9999") as caught:
+        Catalog(url)
+    assert "newer version" in caught.value.hint
 
 
 def test_something_else_than_a_catalog_is_said(tmp_path):

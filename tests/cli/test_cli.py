@@ -68,6 +68,10 @@ def test_subsets_by_tenant_and_scale(cli):
         (("fixtures", "pull", "--channel", "nightly", "--dest", "x"), "there is no channel"),
         (("fixtures", "drift", "--migrations", "nowhere"), "no such folder"),
         (("cedar", "check", "--sandbox", "nowhere"), "no such folder"),
+        (("fixtures", "build", "--week", "1969-W10", "--out", "x"), "this century"),
+        (("run", "--week", "2024-W10"), "no week that is released"),
+        (("run", "--week", "2099-W10"), "no week that is released"),
+        (("run", "--profile", "huge"), "there is no profile 'huge'"),
         (("hooks", "install", "."), "no git repository"),
         (("fixtures", "nonsense"), "No such command"),
     ],
@@ -78,6 +82,42 @@ def test_unusable_input_ends_with_2_and_a_message(cli, arguments, told):
     assert told in " ".join(done.err.split())
     assert "Traceback" not in done.err
     assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [
+        ("AKIDB_STORE", "ftp://x", "unknown kind of store"),
+        ("AKIDB_CEDAR_SANDBOX", "nowhere", "no such folder"),
+        ("AKIDB_CATALOG", "foo://x", "AKIDB_CATALOG"),
+        ("AKIDB_SEED", "-1", "AKIDB_SEED"),
+    ],
+)
+def test_an_unusable_setting_ends_the_main_job_with_2(cli, setting, value, told):
+    done = cli("run", *WEEK, "--profile", "ci", env={setting: value})
+    assert done.code == 2, done.err
+    assert told in done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_disk_that_fills_during_the_main_job_ends_with_3(cli, small_disk):
+    done = cli(
+        "run", *WEEK, "--profile", "ci", env={"AKIDB_HOME": str(small_disk), "DAGSTER_HOME": str(small_disk.parent / "dagster")}
+    )
+    assert done.code == 3, done.err
+    assert "disk is full" in done.err
+
+
+def test_a_fixture_can_be_checked_by_itself(cli, tmp_path):
+    assert cli("fixtures", "build", *WEEK, "--out", "x").code == 0
+    done = cli("fixtures", "check", "x", "--full", "--json")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["ok"]
+    assert [c["check"] for c in told["checks"]][:2] == ["columns", "cedar_entities"]
+    manifest = tmp_path / "x" / "ci.manifest.json"
+    manifest.write_text(manifest.read_text().replace("fixture-password-03", "changed"))
+    assert cli("fixtures", "verify", "x", "--rebuild").code == 1
 
 
 def test_what_is_no_database_is_said(cli, tmp_path):

@@ -190,6 +190,27 @@ def test_one_flipped_byte_in_the_store_is_refused_and_the_old_copy_stays(release
     assert [(p.name, p.read_bytes()) for p in out.iterdir()] == [("db", b"last week's")]
 
 
+def test_a_pull_that_fails_half_way_mixes_no_releases(releases, tmp_path):
+    old = releases.publish(*content(tmp_path / "old", "2026-W46", a=b"old a", b=b"old b"))
+    new = releases.publish(*content(tmp_path / "new", "2026-W47", a=b"new a", b=b"new b"))
+    releases.pull(old, tmp_path / "out")
+    (tmp_path / "artifacts" / blob_key(new.manifest.files[1].sha256)).unlink()
+    with pytest.raises(InputError):
+        releases.pull(new, tmp_path / "out")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == {"a": b"old a", "b": b"old b"}
+
+
+def test_what_another_host_is_writing_is_left_alone(store):
+    store.create("k", b"x")
+    theirs = store.root / ".incoming-otherhost.1-k"
+    theirs.write_bytes(b"half")
+    store.create("k2", b"x")
+    assert theirs.exists()
+    os.utime(theirs, (0, 0))
+    store.create("k3", b"x")
+    assert not theirs.exists()
+
+
 def test_a_tampered_manifest_is_refused(releases, tmp_path):
     release = releases.publish(*content(tmp_path / "a", "2026-W47", db=b"data"))
     path = tmp_path / "artifacts" / "fixtures" / "releases" / "2026-W47" / "r1" / "manifest.json"
