@@ -24,7 +24,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_commands_and_their_options_exist(page):
     group = typer.main.get_command(app)
-    for line in re.findall(r"akidb-pipelines ((?:[a-z]+ ?)+[^\n`#|]*)", page.read_text()):
+    for line in re.findall(r"(?:^ *|[/`(])akidb-pipelines ((?:[a-z]+ ?)+[^\n`#|&]*)", page.read_text(), re.MULTILINE):
         words = line.split()
         command = group
         while words and hasattr(command, "commands"):
