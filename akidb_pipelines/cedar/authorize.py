@@ -1,4 +1,4 @@
-"""Asking Cedar for decisions about AkiDB: single requests, the whole role table, and how long a decision takes.
+"""Asking Cedar for decisions about AkiDB: single requests and the whole role table.
 
 A `NoDecision`, or a denial with evaluation errors, is a broken input and raises; it never counts as "denied".
 """
@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from time import perf_counter_ns
 from typing import Any
 
 import cedarpy
 
-from akidb_pipelines.cedar.sandbox import PRODUCT, Policy, Sandbox, policy_set
+from akidb_pipelines.cedar.sandbox import PRODUCT, Sandbox
 from akidb_pipelines.errors import CheckError
 
 Uid = tuple[str, str]
@@ -122,8 +121,8 @@ def tenant_entities(tenant: str) -> list[dict[str, Any]]:
     """A tenant with one of everything that an action can be asked on; ids are made from the tenant's."""
     moment = "2025-11-03T00:00:00.000Z"
     stamps = {"created_at": moment, "updated_at": moment}
-    t, d, c = (_uid("Tenant", tenant), _uid("Database", f"{tenant}/db"), _uid("Collection", f"{tenant}/db/c"))
-    role = _uid("Role", f"{tenant}#viewer")
+    t, d, c = (uid("Tenant", tenant), uid("Database", f"{tenant}/db"), uid("Collection", f"{tenant}/db/c"))
+    role = uid("Role", f"{tenant}#viewer")
     return [
         entity(
             t,
@@ -167,7 +166,7 @@ def tenant_entities(tenant: str) -> list[dict[str, Any]]:
             d,
         ),
         entity(
-            _uid("Document", f"{tenant}/db/c/doc"),
+            uid("Document", f"{tenant}/db/c/doc"),
             {"collection": reference(c), "inserted_at": moment, "updated_at": moment},
             c,
         ),
@@ -178,16 +177,16 @@ def user_entity(tenant: str, role: str, status: str, user_id: str) -> dict[str, 
     """A user of a tenant."""
     moment = "2025-11-03T00:00:00.000Z"
     return entity(
-        _uid("User", user_id),
+        uid("User", user_id),
         {
-            "tenant": reference(_uid("Tenant", tenant)),
+            "tenant": reference(uid("Tenant", tenant)),
             "email": f"{role}@example.com",
             "role": _enum("RoleName", role),
             "status": _enum("UserStatus", status),
             "created_at": moment,
             "updated_at": moment,
         },
-        _uid("Tenant", tenant),
+        uid("Tenant", tenant),
     )
 
 
@@ -206,7 +205,7 @@ def resource_of(sandbox: Sandbox, action: str, tenant: str) -> Uid:
             f"action {action} applies to {kind}, which the role table has no sample of",
             hint="the sandbox changed its actions: extend tenant_entities in akidb_pipelines/cedar/authorize.py",
         )
-    return _uid(kind, ids[kind])
+    return uid(kind, ids[kind])
 
 
 def role_table(sandbox: Sandbox) -> dict[Case, Decision]:
@@ -228,7 +227,7 @@ def role_table(sandbox: Sandbox) -> dict[Case, Decision]:
     cedar = Authorizer(sandbox, [*tenant_entities("own"), *tenant_entities("other"), *people])
     return {
         Case(role, status, action, tenant == "own"): cedar.decide(
-            _uid("User", f"{role}-{status}"), action, resource_of(sandbox, action, tenant)
+            uid("User", f"{role}-{status}"), action, resource_of(sandbox, action, tenant)
         )
         for role, status in users
         for action in actions
@@ -243,109 +242,10 @@ def disagreements(table: Mapping[Case, Decision]) -> Iterator[tuple[Case, Decisi
             yield case, decision
 
 
-# --- latency
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Time of one decision, in milliseconds."""
-
-    p50_ms: float
-    p99_ms: float
-    requests: int
-
-
-@dataclass(frozen=True)
-class LatencyReport:
-    """How long decisions take with many policies, asked plainly and sliced by tenant."""
-
-    policies: int
-    full_scan: Latency
-    sliced: Latency
-    agreed: int
-    """Requests on which both ways gave the same answer: all of them, or slicing is wrong."""
-
-
-class PolicySlices:
-    """Policies grouped by the tenant in their scope, so that a decision reads only its own tenant's and the common ones.
-
-    A policy whose scope says `resource in AkiDB::Tenant::"t"` cannot match a resource of another tenant; leaving it out changes
-    no decision. Policies without such a scope are in every slice.
-    """
-
-    def __init__(self, policies: Iterable[Policy]) -> None:
-        common: list[Policy] = []
-        by_tenant: dict[str, list[Policy]] = {}
-        for policy in policies:
-            tenant = _scoped_tenant(policy)
-            (common if tenant is None else by_tenant.setdefault(tenant, [])).append(policy)
-        self._common = policy_set(tuple(common))
-        self._by_tenant = {t: policy_set((*common, *own)) for t, own in by_tenant.items()}
-
-    def of(self, tenant: str) -> cedarpy.PolicySet:
-        """The policies that can matter for a resource of this tenant."""
-        return self._by_tenant.get(tenant, self._common)
-
-
-def _scoped_tenant(policy: Policy) -> str | None:
-    scope = policy.json.get("resource", {})
-    uid = scope.get("entity", {}) if scope.get("op") in {"in", "=="} else {}
-    return uid.get("id") if uid.get("type") == f"{PRODUCT}::Tenant" else None
-
-
-def measure_latency(sandbox: Sandbox, *, policies: int, requests: int = 400) -> LatencyReport:
-    """Decide the same requests with `policies` policies by full scan and sliced by tenant, in this process.
-
-    The common policies are the sandbox's own; the rest are grants of one action to one user within one tenant, 20 a tenant.
-    """
-    own = sandbox.policies_of(PRODUCT)
-    grants = max(0, policies - len(own))
-    tenants = [f"t{i}" for i in range(max(1, -(-grants // 20)))]
-    actions = sandbox.model.namespace(PRODUCT).concrete_actions
-    many = (*own, *(_grant(i, tenants[i // 20], actions[i % len(actions)]) for i in range(grants)))
-    everything, slices = policy_set(many), PolicySlices(many)
-    asked_tenants = [tenants[i * len(tenants) // 12] for i in range(min(12, len(tenants)))]
-    entities = [e for t in asked_tenants for e in tenant_entities(t)]
-    full, full_ms = Authorizer(sandbox, entities, everything), []
-    by_tenant = {t: Authorizer(sandbox, entities, slices.of(t)) for t in asked_tenants}
-    sliced_ms, agreed = [], 0
-    for i in range(requests):
-        tenant = asked_tenants[i % len(asked_tenants)]
-        action = actions[i % len(actions)]
-        request = (_uid("User", f"{tenant}/user"), action, resource_of(sandbox, action, tenant))
-        start = perf_counter_ns()
-        one = full.decide(*request)
-        middle = perf_counter_ns()
-        other = by_tenant[tenant].decide(*request)
-        full_ms.append((middle - start) / 1e6)
-        sliced_ms.append((perf_counter_ns() - middle) / 1e6)
-        agreed += one.allowed == other.allowed
-    return LatencyReport(len(many), _percentiles(full_ms), _percentiles(sliced_ms), agreed)
-
-
-def _grant(number: int, tenant: str, action: str) -> Policy:
-    """One synthetic grant, as a tenant's own administration would write it."""
-    return Policy(
-        f"grant-{number}",
-        PRODUCT,
-        {
-            "effect": "permit",
-            "principal": {"op": "==", "entity": reference(_uid("User", f"{tenant}/user"))},
-            "action": {"op": "==", "entity": {"type": f"{PRODUCT}::Action", "id": action}},
-            "resource": {"op": "in", "entity": reference(_uid("Tenant", tenant))},
-            "conditions": [],
-        },
-    )
-
-
-def _percentiles(times: list[float]) -> Latency:
-    ordered = sorted(times)
-    return Latency(ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)], len(ordered))
-
-
-def _uid(kind: str, entity_id: str) -> Uid:
+def uid(kind: str, entity_id: str) -> Uid:
+    """An entity of namespace AkiDB."""
     return (f"{PRODUCT}::{kind}", entity_id)
 
 
 def _enum(kind: str, value: str) -> dict[str, str]:
-    return reference(_uid(kind, value))
+    return reference(uid(kind, value))

@@ -14,15 +14,14 @@ from akidb_pipelines.cedar.authorize import (
     Authorizer,
     Case,
     Decision,
-    LatencyReport,
     disagreements,
     expected,
-    measure_latency,
     resource_of,
     role_table,
     tenant_entities,
 )
 from akidb_pipelines.cedar.entities import JsonEntity, mapping
+from akidb_pipelines.cedar.latency import LatencyReport, measure_latency
 from akidb_pipelines.cedar.sandbox import PRODUCT, Sandbox
 from akidb_pipelines.cedar.validate import conforms, explain
 from akidb_pipelines.quality.database import open_read_only

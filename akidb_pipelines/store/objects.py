@@ -87,20 +87,6 @@ class ObjectStore(Protocol):
         ...
 
 
-def area(base_url: str, name: str) -> ObjectStore:
-    """The store of one area below a base URL.
-
-    Raises:
-        InputError: the URL's scheme is not known.
-    """
-    from akidb_pipelines.store.local import LocalStore
-
-    scheme, _, rest = base_url.partition("://")
-    if scheme == "file" and rest.startswith("/"):
-        return LocalStore(Path(rest) / name)
-    raise InputError(f"AKIDB_STORE={base_url}: unknown kind of store", hint="use file:///an/absolute/folder")
-
-
 def unreachable(url: str, tried: str, error: OSError) -> OutsideError:
     """What to tell when the operating system refuses."""
     hints = {

@@ -8,10 +8,10 @@ import pytest
 from akidb_pipelines.cedar.authorize import (
     Authorizer,
     disagreements,
-    measure_latency,
     role_table,
     tenant_entities,
 )
+from akidb_pipelines.cedar.latency import measure_latency
 from akidb_pipelines.cedar.sandbox import OPS
 from akidb_pipelines.errors import CheckError
 

@@ -13,8 +13,9 @@ import time
 import pytest
 
 from akidb_pipelines.errors import InputError, IntegrityError, OutsideError
+from akidb_pipelines.store.areas import area
 from akidb_pipelines.store.local import LocalStore
-from akidb_pipelines.store.objects import AlreadyExistsError, MissingObjectError, SwapError, area
+from akidb_pipelines.store.objects import AlreadyExistsError, MissingObjectError, SwapError
 from akidb_pipelines.store.releases import ReleaseManifest, Releases, blob_key, released_file
 
 
