@@ -20,7 +20,7 @@ from akidb_pipelines.cedar.sandbox import PRODUCT, Sandbox
 from akidb_pipelines.quality.database import read_only_url, require_database
 from akidb_pipelines.quality.fingerprint import BOOKKEEPING, Change, allowed_range, allowed_values, unique_sets
 from akidb_pipelines.quality.result import CheckReport, RuleResult, Sample, Status
-from akidb_pipelines.quality.suites import STORED_TYPES
+from akidb_pipelines.quality.suites import STORED_TYPES, literals
 
 
 class Severity(StrEnum):
@@ -235,7 +235,7 @@ class _Comparison:
                 f"{entity.name}.{attribute.name}",
                 f"{attribute.type} has {value!r}",
                 f"CHECK on {table}.{column} forbids it",
-                self._count(table, f"{quote(column)} = '{value}'"),
+                self._count(table, f"{quote(column)} = {literals((value,))}"),
                 self._policies(uid=(f"{PRODUCT}::{attribute.type}", value)),
                 f"allow {value!r} in the CHECK on {table}.{column}, or remove it from {attribute.type} in the sandbox",
             )
@@ -246,7 +246,7 @@ class _Comparison:
                 f"{entity.name}.{attribute.name}",
                 f"{attribute.type} has no {value!r}",
                 f"CHECK on {table}.{column} allows it",
-                self._count(table, f"{quote(column)} = '{value}'"),
+                self._count(table, f"{quote(column)} = {literals((value,))}"),
                 self._policies(attribute=attribute.name),
                 f"add {value!r} to {attribute.type} in the sandbox: Cedar refuses rows that hold it",
             )

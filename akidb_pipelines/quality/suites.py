@@ -73,10 +73,10 @@ def _attribute_rules(namespace: Namespace, entity: EntityType, attribute: Attrib
         yield _breaking("json array", entity, name, bad, quoted)
         if attribute.values:
             members = f"SELECT value FROM json_each(CASE WHEN json_valid({quoted}) THEN {quoted} ELSE '[]' END)"
-            bad = f"EXISTS ({members} WHERE value NOT IN ({_literals(attribute.values)}))"
+            bad = f"EXISTS ({members} WHERE value NOT IN ({literals(attribute.values)}))"
             yield _breaking("known values", entity, name, bad, quoted)
     elif attribute.values:
-        yield _breaking("known values", entity, name, f"{quoted} NOT IN ({_literals(attribute.values)})", quoted)
+        yield _breaking("known values", entity, name, f"{quoted} NOT IN ({literals(attribute.values)})", quoted)
     if attribute.format in _GLOBS:
         globs = (_GLOBS[attribute.format], *_OTHER_GLOBS.get(attribute.format, ()))
         bad = " AND ".join(f"{quoted} NOT GLOB '{g}'" for g in globs)
@@ -133,5 +133,6 @@ def _duplicates(name: str, entity: EntityType, attribute: str, of: Collection[st
     return Rule(name, entity.name, attribute, query=query)
 
 
-def _literals(values: Collection[str]) -> str:
+def literals(values: Collection[str]) -> str:
+    """SQL string literals with commas between."""
     return ", ".join("'" + v.replace("'", "''") + "'" for v in values)
