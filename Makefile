@@ -1,8 +1,6 @@
 # Everything a user needs. `make run` and `make test` do all set-up themselves.
 SHELL := /bin/sh
 CHECKOUT := $(CURDIR)
-export AKIDB_HOME ?= $(CHECKOUT)/var
-export DAGSTER_HOME ?= $(AKIDB_HOME)/dagster
 VENV := $(CHECKOUT)/.venv
 BIN := $(VENV)/bin
 PORT ?= 3000
@@ -23,8 +21,8 @@ run: setup  ## build, check and release this week's fixtures; ARGS="--week 2026-
 	@$(BIN)/akidb-pipelines run $(ARGS)
 
 ui: setup  ## serve the Dagster UI and daemon on 127.0.0.1:3000
-	@$(BIN)/akidb-pipelines prepare-home
-	@cd $(CHECKOUT) && exec $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port $(PORT)
+	@DAGSTER_HOME=$$($(BIN)/akidb-pipelines prepare-home) && export DAGSTER_HOME && cd $(CHECKOUT) && \
+	exec $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port $(PORT)
 
 lint: setup-dev  ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -22,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from akidb_pipelines.errors import ExitCode, InputError, PipelineError
+from akidb_pipelines.files import scratch_folder
 from akidb_pipelines.periods import Week
 from akidb_pipelines.settings import Settings
 
@@ -160,8 +160,9 @@ def fixtures_verify(
     from akidb_pipelines.fixtures.verify import find_manifests, verify
 
     settings = Settings.load()
-    source = (load_sandbox(settings.cedar_sandbox), load_migrations(settings.migrations), settings.scratch) if rebuild else None
-    verdicts = [verify(m, source) for m in find_manifests(path)]
+    with scratch_folder(settings.home / "tmp") as work:
+        source = (load_sandbox(settings.cedar_sandbox), load_migrations(settings.migrations), work) if rebuild else None
+        verdicts = [verify(m, source) for m in find_manifests(path)]
     if as_json:
         _print_json({"ok": not any(v.problems for v in verdicts), "fixtures": [asdict(v) for v in verdicts]})
     for v in () if as_json else verdicts:
@@ -250,8 +251,8 @@ def fixtures_drift(
 
     settings = Settings.load()
     source = load_migrations(migrations or settings.migrations)
-    with tempfile.TemporaryDirectory(prefix="drift-", dir=settings.scratch) as folder:
-        report = migration_drift(source, load_sandbox(settings.cedar_sandbox), Path(folder))
+    with scratch_folder(settings.home / "tmp") as work:
+        report = migration_drift(source, load_sandbox(settings.cedar_sandbox), work)
     if as_json:
         _print_json({"breaking": report.breaking, "source": source.source, "findings": [asdict(f) for f in report.findings]})
     else:

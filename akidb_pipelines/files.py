@@ -9,7 +9,11 @@ import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from akidb_pipelines.errors import OutsideError
 
 BLOCK_BYTES = 1 << 20
 _DAY_S = 24 * 3600
@@ -69,6 +73,25 @@ def sweep(folder: Path, prefix: str) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif dead:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A folder for temporary work, gone afterwards; also sweeps what dead processes left there.
+
+    Raises:
+        OutsideError: it cannot be made.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        sweep(parent, "work-")
+        folder = Path(tempfile.mkdtemp(prefix=temporary_prefix("work-"), dir=parent))
+    except OSError as error:
+        raise OutsideError(f"temporary work in {parent}: {error}", hint="point AKIDB_HOME at a folder you may write") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _host() -> str:

@@ -20,7 +20,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from akidb_pipelines.errors import InputError, OutsideError
+from akidb_pipelines.errors import InputError
 
 
 def _checkout() -> Path | None:
@@ -106,20 +106,6 @@ class Settings(BaseSettings):
     def catalog_url(self) -> str:
         """SQLAlchemy URL of the catalog."""
         return self.catalog or f"sqlite:///{self.home / 'catalog.db'}"
-
-    @property
-    def scratch(self) -> Path:
-        """Folder for temporary work, made if missing: nothing is written outside AKIDB_HOME.
-
-        Raises:
-            OutsideError: it cannot be made.
-        """
-        folder = self.home / "tmp"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutsideError(f"AKIDB_HOME {self.home}: {error}", hint="point AKIDB_HOME at a folder you may write") from error
-        return folder
 
     @property
     def builds(self) -> Path:
