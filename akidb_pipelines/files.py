@@ -53,7 +53,18 @@ def sync_folder(folder: Path) -> None:
 
 def temporary_prefix(prefix: str) -> str:
     """Begin a temporary name with its owner, for `sweep`: `<prefix><host>.<pid>-`."""
-    return f"{prefix}{_host()}.{os.getpid()}-"
+    return f"{prefix}{process_name()}-"
+
+
+def process_name() -> str:
+    """This process as `<host>.<pid>`."""
+    return f"{_host()}.{os.getpid()}"
+
+
+def is_dead(process: str) -> bool:
+    """Whether a process of this host, as `process_name` wrote it, is gone. Of other hosts one cannot know: False."""
+    host, _, pid = process.rpartition(".")
+    return host == _host() and not _alive(int(pid))
 
 
 def sweep(folder: Path, prefix: str) -> None:
@@ -62,11 +73,12 @@ def sweep(folder: Path, prefix: str) -> None:
     Of other hosts, or other containers, that share the folder one cannot know; theirs go after a day.
     """
     for path in folder.glob(f"{prefix}*"):
-        match = re.match(r"(.*)\.(\d+)-", path.name.removeprefix(prefix))
+        match = re.match(r"(.*\.\d+)-", path.name.removeprefix(prefix))
         if not match:
             continue
         try:
-            dead = not _alive(int(match[2])) if match[1] == _host() else time.time() - path.stat().st_mtime > _DAY_S
+            ours = match[1].startswith(f"{_host()}.")
+            dead = is_dead(match[1]) if ours else time.time() - path.stat().st_mtime > _DAY_S
         except FileNotFoundError:
             continue  # its owner was faster
         if dead and path.is_dir():

@@ -15,6 +15,7 @@ from rich.table import Table
 from akidb_pipelines import progress
 from akidb_pipelines.definitions import build_defs
 from akidb_pipelines.errors import CheckError, ExitCode, InputError, OutsideError, PipelineError
+from akidb_pipelines.files import is_dead, process_name
 from akidb_pipelines.fixtures.profiles import profile_named
 from akidb_pipelines.fixtures.weekly import WeekBuild, open_workshop
 from akidb_pipelines.instance import prepare_dagster_home
@@ -24,6 +25,8 @@ from akidb_pipelines.store.releases import Release
 
 _REPOSITORY = {".dagster/repository": "__repository__@akidb_pipelines"}
 """The tag by which the UI tells which code location a run belongs to."""
+_PROCESS = "akidb/process"
+"""The tag that names the process of a run, since no daemon watches over this one."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,12 @@ def run_week(settings: Settings, week: Week, profiles: Sequence[str], console: C
     prepare_dagster_home(settings)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars, dg.DagsterInstance.get() as instance:
+        _close_dead_runs(instance)
+        tags = {**_REPOSITORY, _PROCESS: process_name()}
         definitions = build_defs(settings, lambda title: _Bar(bars, title).show)
         quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
         observed = definitions.resolve_job_def("observe_sandbox").execute_in_process(
-            instance=instance, run_config=quiet, tags=_REPOSITORY, raise_on_error=False
+            instance=instance, run_config=quiet, tags=tags, raise_on_error=False
         )
         if not observed.success:
             raise _failure(week, observed)
@@ -76,7 +81,7 @@ def run_week(settings: Settings, week: Week, profiles: Sequence[str], console: C
             instance=instance,
             partition_key=week.key,
             run_config={**quiet, "ops": {"fixture_databases": {"config": {"profiles": list(profiles)}}}},
-            tags=_REPOSITORY,
+            tags=tags,
             raise_on_error=False,
         )
     if not result.success:
@@ -97,6 +102,13 @@ def run_week(settings: Settings, week: Week, profiles: Sequence[str], console: C
         },
         seconds=perf_counter() - started,
     )
+
+
+def _close_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Runs of this command that were killed still count as started, and would hold a place in the queue for hours."""
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        if is_dead(run.tags.get(_PROCESS, "")):
+            instance.report_run_failed(run, "the process of this run is gone; nothing of it was released half")
 
 
 class _Bar:

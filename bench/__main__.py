@@ -17,9 +17,10 @@ def main() -> None:
         work = Path(folder)
         # fixtures first: its load.db is what the checks read.
         for line in chain(loading.lines(), fixtures.lines(work), checks.lines(work / "load.db")):
-            missed += not line.met
+            missed += line.met is False
+            mark = {True: "ok", False: "MISSED", None: ""}[line.met]
             print(
-                f"{'ok    ' if line.met else 'MISSED'} {line.what:<52} {line.measured:>16}  goal {line.goal:<10} {line.detail}",
+                f"{mark:<6} {line.what:<52} {line.measured:>16}  goal {line.goal:<10} {line.detail}",
                 flush=True,
             )
     sys.exit(1 if missed else 0)

@@ -54,5 +54,6 @@ class Line:
     what: str
     measured: str
     goal: str
-    met: bool
+    met: bool | None
+    """None where there is no goal."""
     detail: str = ""

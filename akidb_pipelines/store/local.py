@@ -33,8 +33,11 @@ class LocalStore:
         target = self._path(key)
         with self._telling(f"storing {key}"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            sweep(target.parent, _INCOMING)
-            incoming = target.parent / f"{temporary_prefix(_INCOMING)}{target.name}"
+            # One folder for all that is being written, so that the next object stored sweeps whatever a dead writer left.
+            arriving = self.root / ".incoming"
+            arriving.mkdir(exist_ok=True)
+            sweep(arriving, _INCOMING)
+            incoming = arriving / f"{temporary_prefix(_INCOMING)}{target.name}"
             try:
                 self._write(incoming, source)
                 try:

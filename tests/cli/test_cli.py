@@ -174,6 +174,29 @@ def test_the_main_job_that_fails_says_why_and_ends_with_1(cli, tmp_path):
     assert cli("fixtures", "list").out == ""
 
 
+def test_a_killed_main_job_is_told_as_failed_by_the_next_one(cli, tmp_path):
+    import signal
+    import time
+
+    import dagster as dg
+
+    home = tmp_path / "home"
+    environment = {**os.environ, "AKIDB_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
+    command = [sys.executable, "-m", "akidb_pipelines", "run", *WEEK, "--profile", "ci"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not list(home.glob("builds/2026-W46/*/manifest.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert cli("fixtures", "list").out == "", "nothing half-published"
+    done = cli("run", *WEEK, "--profile", "ci", timeout=200)
+    assert "2026-W46/r1 released" in done.out, done.err
+    with dg.DagsterInstance.from_config(str(home / "dagster")) as instance:
+        statuses = sorted(r.status.value for r in instance.get_runs() if r.job_name == "fixtures")
+    assert statuses == ["FAILURE", "SUCCESS"]
+
+
 def test_drift_is_a_warning_when_additive_and_1_when_breaking(cli, tmp_path):
     done = cli("fixtures", "drift", "--json")
     assert done.code == 0

@@ -203,7 +203,7 @@ def test_a_pull_that_fails_half_way_mixes_no_releases(releases, tmp_path):
 
 def test_what_another_host_is_writing_is_left_alone(store):
     store.create("k", b"x")
-    theirs = store.root / ".incoming-otherhost.1-k"
+    theirs = store.root / ".incoming" / ".incoming-otherhost.1-k"
     theirs.write_bytes(b"half")
     store.create("k2", b"x")
     assert theirs.exists()
@@ -287,7 +287,8 @@ def test_a_publisher_killed_at_any_moment_leaves_the_old_release_or_the_new(rele
     done = _publisher(tmp_path, folder, "2026-W47")
     assert done.communicate(timeout=60)[0].split()[-1] == "2026-W47/r1"
     assert releases.latest().id == "2026-W47/r1"
-    assert not list((tmp_path / "artifacts").rglob(".incoming-*"))
+    releases.publish(*content(tmp_path / "next", "2026-W48", db=b"next"))
+    assert not list((tmp_path / "artifacts").rglob(".incoming-*")), "the next object stored sweeps what dead writers left"
 
 
 def test_two_publishers_of_one_week_both_succeed_and_nothing_is_lost(releases, tmp_path):
