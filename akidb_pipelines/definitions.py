@@ -7,9 +7,9 @@ from collections.abc import Callable
 import dagster as dg
 
 from akidb_pipelines.progress import Report
-from akidb_pipelines.resources import FixtureTools
+from akidb_pipelines.resources import FixtureTools, RegistryTools
 from akidb_pipelines.settings import Settings
-from assets import fixtures
+from assets import fixtures, registry
 from schedules import jobs, schedules, sensors
 
 
@@ -22,12 +22,18 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
     """
     settings = settings or Settings.load()
     return dg.Definitions(
-        assets=[fixtures.cedar_sandbox_schema, fixtures.fixture_databases, fixtures.fixture_release],
-        asset_checks=[fixtures.fixture_checks],
-        jobs=[jobs.fixtures_job, jobs.observe_sandbox_job],
-        schedules=[schedules.weekly_fixtures(settings.weekly_fixtures_cron)],
-        sensors=[sensors.fixture_drift],
-        resources={"fixture_tools": FixtureTools(settings, progress)},
+        assets=[
+            fixtures.cedar_sandbox_schema,
+            fixtures.fixture_databases,
+            fixtures.fixture_release,
+            registry.artifact_registry,
+            registry.registry_retention,
+        ],
+        asset_checks=[fixtures.fixture_checks, fixtures.fresh_pull, registry.metadata_expiry],
+        jobs=[jobs.fixtures_job, jobs.observe_sandbox_job, jobs.registry_gc_job],
+        schedules=[schedules.weekly_fixtures(settings.weekly_fixtures_cron), schedules.registry_gc(settings.registry_gc_cron)],
+        sensors=[sensors.fixture_drift, sensors.registry_expiry],
+        resources={"fixture_tools": FixtureTools(settings, progress), "registry_tools": RegistryTools(settings)},
         # Every check is a step, and a process a step would cost 3 s each.
         executor=dg.in_process_executor,
     )

@@ -17,8 +17,9 @@ import httpx
 
 from akidb_pipelines.cedar.sandbox import PRODUCT, load_sandbox
 from akidb_pipelines.errors import PipelineError
-from akidb_pipelines.fixtures.weekly import open_releases
+from akidb_pipelines.fixtures.checklist import KIND
 from akidb_pipelines.settings import Settings
+from akidb_pipelines.store.registry import open_registry
 
 _TIMEOUT_S = 10
 
@@ -96,7 +97,7 @@ def _policies(settings: Settings) -> Line:
 
 def _fixtures(settings: Settings) -> Line:
     def ask() -> str:
-        release = open_releases(settings).latest()
+        release = open_registry(settings).head(KIND)
         return f"{release.id} in {settings.store_url}"
 
     return _telling("fixtures", ask)

@@ -7,6 +7,7 @@ because a code server lives for weeks and the sandbox is exactly what changes me
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from akidb_pipelines.progress import Report
@@ -14,6 +15,8 @@ from akidb_pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from akidb_pipelines.fixtures.weekly import Workshop
+    from akidb_pipelines.store.report import RegistryReport
+    from akidb_pipelines.store.retention import Plan
 
 
 class FixtureTools:
@@ -33,3 +36,28 @@ class FixtureTools:
         from akidb_pipelines.fixtures.weekly import open_workshop
 
         return open_workshop(self.settings)
+
+
+class RegistryTools:
+    """What the registry assets need.
+
+    Args:
+        settings: read once by the composition root.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def examine(self) -> RegistryReport:
+        """The registry at a glance, as it is now."""
+        from akidb_pipelines.store.registry import open_registry
+        from akidb_pipelines.store.report import examine
+
+        return examine(open_registry(self.settings), datetime.now(UTC))
+
+    def collect(self, *, dry_run: bool, report: Callable[[str], None]) -> Plan:
+        """Collect garbage."""
+        from akidb_pipelines.store.publisher import open_publisher
+        from akidb_pipelines.store.retention import collect
+
+        return collect(open_publisher(self.settings), dry_run=dry_run, report=report)

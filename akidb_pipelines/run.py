@@ -16,12 +16,14 @@ from akidb_pipelines import progress
 from akidb_pipelines.definitions import build_defs
 from akidb_pipelines.errors import CheckError, ExitCode, InputError, OutsideError, PipelineError
 from akidb_pipelines.files import is_dead, process_name
+from akidb_pipelines.fixtures.checklist import KIND
 from akidb_pipelines.fixtures.profiles import profile_named
 from akidb_pipelines.fixtures.weekly import WeekBuild, open_workshop
 from akidb_pipelines.instance import prepare_dagster_home
 from akidb_pipelines.periods import FIRST_WEEK, Week
 from akidb_pipelines.settings import Settings
-from akidb_pipelines.store.releases import Release
+from akidb_pipelines.store.index import Version
+from akidb_pipelines.store.manifest import Release
 
 _REPOSITORY = {".dagster/repository": "__repository__@akidb_pipelines"}
 """The tag by which the UI tells which code location a run belongs to."""
@@ -92,7 +94,7 @@ def run_week(settings: Settings, week: Week, profiles: Sequence[str], console: C
     checks = workshop.catalog.checks_of(str(built["build_sha256"].value))
     return WeeklyRun(
         run_id=result.run_id,
-        release=workshop.releases.get(week.iso, int(str(released["release"].value).partition("/r")[2])),
+        release=workshop.registry.get(KIND, Version.parse(str(released["release"].value))),
         new=bool(released["new revision"].value),
         build=workshop.find(week, str(built["build_sha256"].value)),
         checks_passed=sum(c.passed for c in checks),

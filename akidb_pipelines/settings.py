@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -44,6 +44,17 @@ class Settings(BaseSettings):
 
     home: Path = Field(default_factory=default_home, description="Where state lives: store, catalog, builds.")
     store: str = Field(default="", description="Base of the artifact store; default file://$AKIDB_HOME/store.")
+    store_timeout_s: float = Field(
+        default=30, gt=0, description="Longest silence of a store's server that is put up with, in seconds."
+    )
+    registry_root: Path | None = Field(default=None, description="Root metadata of the registry that pulls trust.")
+    registry_keys: str = Field(default="", description="Signing keys: a folder, or vault:PREFIX; default $AKIDB_HOME/keys.")
+    oci_auth: Literal["config_file", "instance_principal"] = Field(
+        default="config_file", description="How to sign in to OCI: ~/.oci/config, or as the OCI host that this runs on."
+    )
+    oci_profile: str = Field(default="DEFAULT", description="Profile of the OCI config file.")
+    oci_endpoint: str = Field(default="", description="Address of OCI Object Storage; default: the region's.")
+    oci_compartment: str = Field(default="", description="OCID of the compartment that `registry init` makes buckets in.")
     catalog: str = Field(default="", description="SQLAlchemy URL of the catalog; default SQLite under AKIDB_HOME.")
     cedar_sandbox: Path | None = Field(default=None, description="Folder with another sandbox schema and policies.")
     migrations: Path | None = Field(default=None, description="Migrations folder of an AkiDB checkout.")
@@ -53,6 +64,7 @@ class Settings(BaseSettings):
     )
     auto_backfill: bool = Field(default=False, description="Let the drift sensor start backfills by itself.")
     weekly_fixtures_cron: str = Field(default="0 2 * * 1", description="When the weekly fixtures are built (UTC).")
+    registry_gc_cron: str = Field(default="0 5 * * 3", description="When the registry's garbage is collected (UTC).")
     runbook_base: str = Field(
         default="https://github.com/aifocal/akidb_pipelines/blob/main/docs",
         description="Where the docs folder is served; runbook links in the UI begin with it.",
@@ -111,6 +123,11 @@ class Settings(BaseSettings):
     def builds(self) -> Path:
         """Folder of finished, not yet released builds."""
         return self.home / "builds"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what was pulled before; may be removed at any time."""
+        return self.home / "cache"
 
     def runbook(self, page: str) -> str:
         """Address of a page below docs/, such as `runbooks/fixture-drift.md`."""

@@ -10,7 +10,7 @@ from datetime import timedelta
 import dagster as dg
 
 from akidb_pipelines.cedar.sandbox import OPS, PRODUCT
-from akidb_pipelines.fixtures.checklist import BLOCKING_CHECKS, CHECKS
+from akidb_pipelines.fixtures.checklist import BLOCKING_CHECKS, CHECKS, KIND
 from akidb_pipelines.progress import Progress, Report
 from akidb_pipelines.resources import FixtureTools
 from assets.checks import check_result, drift_of
@@ -152,7 +152,7 @@ def fixture_checks(context: dg.AssetCheckExecutionContext, fixture_tools: Tools)
     owners=[PLATFORM],
     kinds={"sqlite"},
     code_version="1",
-    description="The week's fixtures as an immutable revision in the artifact store; `latest` moves forward to it.",
+    description="The week's fixtures as an immutable, signed revision in the artifact registry; `latest` moves forward to it.",
     tags={"runbook": "weekly-fixtures-failed"},
     freshness_policy=dg.FreshnessPolicy.cron(deadline_cron="0 6 * * 1", lower_bound_delta=timedelta(hours=4), timezone="UTC"),
 )
@@ -162,8 +162,9 @@ def fixture_release(context: dg.AssetExecutionContext, fixture_tools: Tools) -> 
     with telling():
         workshop = fixture_tools.open_workshop()
         build = workshop.find(week, built_digest(context, DATABASES, week))
-        release = workshop.publish(build, lambda name: context.log.info(f"storing {name}"))
-        latest = workshop.releases.latest()
+        report = (fixture_tools.progress or _logging(context))("release")
+        release = workshop.publish(build, run_id=context.run_id, report=report)
+        latest = workshop.registry.head(KIND)
     context.log.info(f"{release.id} {'released' if release.created else 'was released before: same bytes'}; latest is {latest.id}")
     return dg.MaterializeResult(
         data_version=dg.DataVersion(release.manifest.sha256),
@@ -174,7 +175,25 @@ def fixture_release(context: dg.AssetExecutionContext, fixture_tools: Tools) -> 
             "manifest_sha256": release.manifest.sha256,
             "size_bytes": release.manifest.size_bytes,
             "SHA256SUMS": dg.MetadataValue.md(f"```\n{release.manifest.sums.decode()}```"),
+            "registry": workshop.registry.url,
             "pull": f"akidb-pipelines fixtures pull --week {week.iso} --dest fixtures",
             "runbook": dg.MetadataValue.url(fixture_tools.settings.runbook("runbooks/weekly-fixtures-failed.md")),
         },
+    )
+
+
+@dg.asset_check(
+    name="fresh_pull",
+    asset=RELEASE,
+    description="A client with an empty home, given only the registry's URL and root, pulls the week and verifies every byte.",
+)
+def fresh_pull(context: dg.AssetCheckExecutionContext, fixture_tools: Tools) -> dg.AssetCheckResult:
+    """Read everything back the way an engineer's machine does."""
+    week = partition_week(context, RELEASE)
+    with telling():
+        pulled, seconds = fixture_tools.open_workshop().pull_afresh(week)
+    return dg.AssetCheckResult(
+        passed=True,
+        description=f"{pulled.id}: {len(pulled.paths)} files, {pulled.fetched_bytes / 1e6:.1f} MB, verified in {seconds:.1f} s",
+        metadata={"bytes": pulled.fetched_bytes, "seconds": round(seconds, 2), "manifest_sha256": pulled.manifest.sha256},
     )

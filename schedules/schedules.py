@@ -3,7 +3,7 @@
 import dagster as dg
 
 from akidb_pipelines.periods import Week
-from schedules.jobs import fixtures_job
+from schedules.jobs import fixtures_job, registry_gc_job
 
 
 def weekly_fixtures(cron: str) -> dg.ScheduleDefinition:
@@ -22,3 +22,14 @@ def weekly_fixtures(cron: str) -> dg.ScheduleDefinition:
         return dg.RunRequest(run_key=key, partition_key=key)
 
     return schedule
+
+
+def registry_gc(cron: str) -> dg.ScheduleDefinition:
+    """Once a week, away from the Monday on which releases are made."""
+    return dg.ScheduleDefinition(
+        name="registry_gc",
+        job=registry_gc_job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        description="Wednesday 05:00 UTC: retire what is outside retention, remove what has been retired for a week.",
+    )

@@ -2,6 +2,8 @@
 
 The drift sensor watches the digest of namespace AkiDB. When it changes, released weeks no longer agree with the sandbox. By default the
 sensor *asks*: it says which weeks and what to do. Only with AKIDB_AUTO_BACKFILL does it start their rebuild.
+
+The expiry sensor watches the registry's signatures between runs and turns their check yellow ten days ahead, red when they have ended.
 """
 
 from collections.abc import Iterable
@@ -13,8 +15,9 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from akidb_pipelines.cedar.sandbox import PRODUCT
 from akidb_pipelines.errors import PipelineError
 from akidb_pipelines.periods import Week
-from akidb_pipelines.resources import FixtureTools
+from akidb_pipelines.resources import FixtureTools, RegistryTools
 from assets.fixtures import SANDBOX
+from assets.registry import EXPIRY_CHECK, REGISTRY, expiry_result
 from schedules.jobs import fixtures_job
 
 if TYPE_CHECKING:
@@ -78,3 +81,31 @@ def fixture_drift(context: dg.SensorEvaluationContext, fixture_tools: dg.Resourc
         return dg.SensorResult(skip_reason=told, cursor=digest, asset_events=observed)
     context.log.warning(f"the sandbox is now {digest[:16]}: rebuilding {listed}")
     return dg.SensorResult(run_requests=requests(weeks, digest), cursor=digest, asset_events=observed)
+
+
+@dg.sensor(
+    name="registry_expiry",
+    asset_selection=dg.AssetSelection.assets(REGISTRY),
+    minimum_interval_seconds=3600,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Watches when the registry's signed metadata ends; warns ten days ahead. Starts nothing.",
+)
+def registry_expiry(context: dg.SensorEvaluationContext, registry_tools: dg.ResourceParam[RegistryTools]) -> dg.SensorResult:
+    """See the module. The check is written when its outcome changes, so that the log does not fill."""
+    try:
+        report = registry_tools.examine()
+    except PipelineError as error:
+        raise dg.Failure(str(error)) from error
+    result = expiry_result(report)
+    told = str(result.description)
+    if report.warnings:
+        context.log.warning(told)
+    evaluation = dg.AssetCheckEvaluation(
+        asset_key=REGISTRY,
+        check_name=EXPIRY_CHECK,
+        passed=result.passed,
+        severity=result.severity,
+        description=told,
+        metadata=result.metadata,
+    )
+    return dg.SensorResult(skip_reason=told, cursor=told, asset_events=[] if context.cursor == told else [evaluation])

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import fcntl
 import filecmp
+import hashlib
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from akidb_pipelines.errors import InputError
 from akidb_pipelines.files import BLOCK_BYTES, sweep, sync_folder, temporary_prefix, write_whole
-from akidb_pipelines.store.objects import AlreadyExistsError, MissingObjectError, ObjectInfo, SwapError, unreachable
+from akidb_pipelines.store.objects import (
+    AlreadyExistsError,
+    Moved,
+    ObjectInfo,
+    SwapError,
+    Upload,
+    missing,
+    no_tiers,
+    other_digest,
+    unreachable,
+    untold,
+)
 
 _INCOMING = ".incoming-"
 
@@ -28,7 +42,12 @@ class LocalStore:
         self.root = root
         self.url = f"file://{root}"
 
-    def create(self, key: str, source: Path | bytes) -> None:
+    def prepare(self, *, versioned: bool) -> None:
+        """See ObjectStore: a folder keeps no versions."""
+        with self._telling("making the folder"):
+            self.root.mkdir(parents=True, exist_ok=True)
+
+    def create(self, key: str, source: Path | bytes, *, sha256: str = "", moved: Moved = untold) -> None:
         """See ObjectStore."""
         target = self._path(key)
         with self._telling(f"storing {key}"):
@@ -39,7 +58,13 @@ class LocalStore:
             sweep(arriving, _INCOMING)
             incoming = arriving / f"{temporary_prefix(_INCOMING)}{target.name}"
             try:
-                self._write(incoming, source)
+                with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as data, incoming.open("wb") as out:
+                    found = _copy(data, out, moved)
+                    out.flush()
+                    os.fsync(out.fileno())
+                if sha256 and found != sha256:
+                    raise other_digest(key if isinstance(source, bytes) else str(source), found, sha256)
+                incoming.chmod(0o444)
                 try:
                     os.link(incoming, target)
                 except FileExistsError:
@@ -50,18 +75,6 @@ class LocalStore:
             finally:
                 incoming.unlink(missing_ok=True)
             sync_folder(target.parent)
-
-    @staticmethod
-    def _write(path: Path, source: Path | bytes) -> None:
-        with path.open("wb") as out:
-            if isinstance(source, bytes):
-                out.write(source)
-            else:
-                with source.open("rb") as data:
-                    shutil.copyfileobj(data, out, BLOCK_BYTES)
-            out.flush()
-            os.fsync(out.fileno())
-        path.chmod(0o444)
 
     def swap(self, key: str, data: bytes, expected: bytes | None) -> None:
         """See ObjectStore."""
@@ -74,50 +87,68 @@ class LocalStore:
                     raise SwapError(f"store {self.url}: {key} was changed by someone else meanwhile", hint="try again")
                 write_whole(target, data)
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         """See ObjectStore."""
-        with self._telling(f"reading {key}"):
-            try:
-                return self._path(key).read_bytes()
-            except FileNotFoundError:
-                raise self._missing(key) from None
+        with self._telling(f"reading {key}"), self._open(key) as source:
+            source.seek(start)
+            return source.read(-1 if length is None else length)
 
-    def fetch(self, key: str, target: Path) -> None:
+    def fetch(self, key: str, target: Path, *, sha256: str, size_bytes: int, moved: Moved = untold) -> None:
         """See ObjectStore."""
-        with self._telling(f"fetching {key}"):
-            try:
-                source = self._path(key).open("rb")
-            except FileNotFoundError:
-                raise self._missing(key) from None
-            with source, target.open("wb") as out:
-                shutil.copyfileobj(source, out, BLOCK_BYTES)
+        with self._telling(f"fetching {key}"), self._open(key) as source, target.open("wb") as out:
+            found = _copy(source, out, moved)
+        if found != sha256:
+            raise other_digest(f"{key} in {self.url}", found, sha256)
 
     def stat(self, key: str) -> ObjectInfo | None:
         """See ObjectStore."""
         with self._telling(f"looking at {key}"):
             path = self._path(key)
-            return ObjectInfo(key, path.stat().st_size) if path.is_file() else None
+            return self._info(path) if path.is_file() else None
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """See ObjectStore."""
         with self._telling(f"listing {prefix}"):
             folder = self.root / Path(prefix).parent if not prefix.endswith("/") else self.root / prefix
-            paths = (p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith("."))
-            found = [(p.relative_to(self.root).as_posix(), p.stat().st_size) for p in paths]
-        yield from (ObjectInfo(key, size) for key, size in found if key.startswith(prefix))
+            paths = (p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+            found = [self._info(p) for p in paths]
+        yield from (info for info in found if info.key.startswith(prefix))
 
-    def delete(self, key: str) -> None:
+    def delete(self, keys: Iterable[str]) -> None:
         """See ObjectStore."""
-        with self._telling(f"deleting {key}"):
-            self._path(key).unlink(missing_ok=True)
+        for key in keys:
+            with self._telling(f"deleting {key}"):
+                self._path(key).unlink(missing_ok=True)
+
+    def unfinished(self) -> Iterator[Upload]:
+        """See ObjectStore: here the next object stored sweeps them."""
+        return iter(())
+
+    def abort(self, upload: Upload) -> None:
+        """See ObjectStore."""
+
+    def archive(self, key: str) -> None:
+        """See ObjectStore."""
+        raise no_tiers(self.url)
+
+    def restore(self, key: str, days: int) -> None:
+        """See ObjectStore."""
+        raise no_tiers(self.url)
 
     def _path(self, key: str) -> Path:
         if not key or key.startswith("/") or ".." in key.split("/"):
             raise InputError(f"store {self.url}: {key!r} is no key")
         return self.root / key
 
-    def _missing(self, key: str) -> MissingObjectError:
-        return MissingObjectError(f"store {self.url}: there is no {key}", hint="check AKIDB_STORE, or release it first")
+    def _open(self, key: str) -> BinaryIO:
+        try:
+            return self._path(key).open("rb")
+        except FileNotFoundError:
+            raise missing(self.url, key) from None
+
+    def _info(self, path: Path) -> ObjectInfo:
+        found = path.stat()
+        return ObjectInfo(path.relative_to(self.root).as_posix(), found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
     @contextmanager
     def _telling(self, tried: str) -> Iterator[None]:
@@ -125,3 +156,13 @@ class LocalStore:
             yield
         except OSError as error:
             raise unreachable(self.url, tried, error) from error
+
+
+def _copy(source: BinaryIO, out: BinaryIO, moved: Moved) -> str:
+    """Copy everything; returns the digest of what was copied."""
+    digest = hashlib.sha256()
+    while block := source.read(BLOCK_BYTES):
+        digest.update(block)
+        out.write(block)
+        moved(len(block))
+    return digest.hexdigest()

@@ -1,0 +1,217 @@
+"""`akidb-pipelines registry`: make it, look at it, move channels, withdraw releases, replace keys, collect garbage."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from akidb_pipelines.cli.common import AsJson, err, print_json, wide
+from akidb_pipelines.errors import ExitCode, InputError
+from akidb_pipelines.settings import Settings
+
+if TYPE_CHECKING:
+    # These load tuf and boto3: only when a command runs.
+    from akidb_pipelines.store.index import Version
+    from akidb_pipelines.store.publisher import Publisher
+
+registry_app = typer.Typer(no_args_is_help=True, help="The artifact registry: signed channels, retention, keys.")
+
+KindOption = Annotated[str, typer.Option("--kind", help="Kind of release.")]
+ChannelOption = Annotated[str, typer.Option("--channel", help="latest or stable.")]
+ReleaseArgument = Annotated[str, typer.Argument(help="A release, such as 2026-W47/r1.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; stands in the signed metadata.")]
+
+
+@registry_app.command("init")
+def registry_init(
+    url: Annotated[str, typer.Argument(help="file:///folder, s3://name or oci://namespace/name; default AKIDB_STORE.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Make a registry: its areas, its keys, its root. Releases that lie in the store already are adopted. Safe to run again."""
+    from akidb_pipelines.store.publisher import open_publisher, prepare_areas
+    from akidb_pipelines.store.registry import open_registry
+    from akidb_pipelines.store.report import fingerprint
+
+    settings = Settings.load()
+    registry = open_registry(settings, url)
+    if failed := prepare_areas(settings, registry.url):
+        for error in failed[1:]:
+            err.print(f"{escape(str(error))}", soft_wrap=True, highlight=False)
+        raise failed[0]
+    publisher = open_publisher(settings, registry)
+    with err.status("making the registry"):
+        made = publisher.init()
+        index = registry.index()
+    root = registry.root() or b""
+    told = {
+        "url": registry.url,
+        "made": made,
+        "root": str(registry.own_root),
+        "root_fingerprint": fingerprint(root),
+        "keys": publisher.keys.where,
+        "releases": len(index.entries),
+    }
+    if as_json:
+        print_json(told)
+        return
+    typer.echo(f"{registry.url}: {'made' if made else 'is a registry already'}, {told['releases']} releases")
+    typer.echo(f"  root         {told['root']}")
+    typer.echo(f"  fingerprint  {told['root_fingerprint']}")
+    typer.echo(f"  keys         {told['keys']}")
+    typer.echo(
+        "Give root.json to everyone who pulls (AKIDB_REGISTRY_ROOT). Take the key root-*.pem off this machine and keep two copies."
+    )
+
+
+@registry_app.command("status")
+def registry_status(as_json: AsJson = False) -> None:
+    """Channels, releases and when the metadata ends. Exits 1 when something ends within ten days."""
+    from akidb_pipelines.store.registry import open_registry
+    from akidb_pipelines.store.report import examine
+
+    report = examine(open_registry(Settings.load()), datetime.now(UTC))
+    if as_json:
+        print_json(
+            {
+                "url": report.url,
+                "heads": [{**asdict(h), "version": str(h.version), "high": str(h.high)} for h in report.heads],
+                "releases": [{**asdict(e), "version": str(e.version)} for e in report.entries],
+                "expires": {role: moment.isoformat() for role, moment in report.expires.items()},
+                "warnings": list(report.warnings),
+            }
+        )
+    else:
+        table = Table(title=f"Registry {report.url}")
+        for column in ("kind", "channel", "release", "sequence", "moved at", "why"):
+            table.add_column(column)
+        for h in report.heads:
+            table.add_row(h.kind, h.channel, str(h.version), str(h.sequence), h.moved_at, escape(h.reason))
+        wide(120).print(table)
+        releases = Table(title="Releases")
+        for column in ("kind", "release", "MB", "published at", "manifest", "note"):
+            releases.add_column(column)
+        for e in report.entries:
+            note = f"revoked: {e.revoked}" if e.revoked else f"pinned: {e.pinned}" if e.pinned else ""
+            note = note or (f"retired {e.retired_at}" if e.retired_at else "")
+            releases.add_row(
+                e.kind, str(e.version), f"{e.size_bytes / 1e6:.1f}", e.published_at, e.manifest_sha256[:16], escape(note)
+            )
+        wide(120).print(releases)
+        ends = ", ".join(f"{role} {moment:%Y-%m-%d}" for role, moment in report.expires.items())
+        typer.echo(f"metadata ends: {ends or 'nothing is signed yet'}")
+        for warning in report.warnings:
+            err.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True, highlight=False)
+    if report.warnings:
+        raise typer.Exit(ExitCode.CHECK_FAILED)
+
+
+@registry_app.command("promote")
+def registry_promote(
+    release: ReleaseArgument, reason: ReasonOption = "", channel: ChannelOption = "stable", kind: KindOption = "fixtures"
+) -> None:
+    """Move a channel forward to a release."""
+    head = _publisher().promote(kind, _version(release), _channel(channel), reason or f"promoted {release}")
+    typer.echo(f"{kind} {channel} now points at {head.version} (sequence {head.sequence})")
+
+
+@registry_app.command("rollback")
+def registry_rollback(
+    reason: ReasonOption,
+    channel: ChannelOption = "latest",
+    to: Annotated[str, typer.Option("--to", help="Release to go back to; default: the one before.")] = "",
+    kind: KindOption = "fixtures",
+) -> None:
+    """Move a channel back. Clients follow, because it is a new, signed sequence number; the next new release moves it forward again."""
+    head = _publisher().roll_back(kind, _channel(channel), _version(to) if to else None, reason)
+    typer.echo(f"{kind} {channel} now points at {head.version} (sequence {head.sequence})")
+
+
+@registry_app.command("revoke")
+def registry_revoke(release: ReleaseArgument, reason: ReasonOption, kind: KindOption = "fixtures") -> None:
+    """Withdraw a release: nobody can pull it any more; channels that point at it go back to the release before."""
+    index = _publisher().revoke(kind, _version(release), reason)
+    typer.echo(f"{kind} {release} is revoked")
+    for head in index.heads.values():
+        if head.kind == kind:
+            typer.echo(f"  {head.channel} points at {head.version} (sequence {head.sequence})")
+
+
+@registry_app.command("pin")
+def registry_pin(release: ReleaseArgument, reason: ReasonOption, kind: KindOption = "fixtures") -> None:
+    """Keep a release for ever."""
+    _publisher().pin(kind, _version(release), reason)
+    typer.echo(f"{kind} {release} is kept for ever")
+
+
+@registry_app.command("unpin")
+def registry_unpin(release: ReleaseArgument, kind: KindOption = "fixtures") -> None:
+    """Keep a release no longer than retention does."""
+    _publisher().pin(kind, _version(release), "")
+    typer.echo(f"{kind} {release} is kept as long as retention says")
+
+
+@registry_app.command("refresh")
+def registry_refresh() -> None:
+    """Sign the metadata anew, so that it lasts its whole time again. Publishing does so by itself."""
+    state = _publisher().refresh()
+    typer.echo("metadata ends: " + ", ".join(f"{role} {moment:%Y-%m-%d}" for role, moment in state.expiries().items()))
+
+
+@registry_app.command("rotate-key")
+def registry_rotate_key(role: Annotated[str, typer.Argument(help="root, targets, snapshot or timestamp.")]) -> None:
+    """Replace the key of a role: after a leak, after a loss, or when someone who had it leaves. Needs the root key."""
+    from akidb_pipelines.store.keys import ROLES
+
+    if role not in ROLES:
+        raise InputError(f"there is no role {role!r}", hint=f"choose among {', '.join(ROLES)}")
+    publisher = _publisher()
+    key = publisher.rotate_key(role)
+    typer.echo(f"role {role} is signed with key {key[:8]} from now on; it lies in {publisher.keys.where}")
+    typer.echo("Clients follow by themselves. Back the new key up, and destroy the old one.")
+
+
+@registry_app.command("gc")
+def registry_gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed and why.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove what nothing keeps: retire releases outside retention, and a week later remove them with their contents."""
+    from akidb_pipelines.store.retention import collect
+
+    publisher = _publisher()
+    with err.status("looking"):
+        plan = collect(publisher, dry_run=dry_run)
+    if as_json:
+        print_json({"dry_run": dry_run, "removed_bytes": plan.removed_bytes, "decisions": [asdict(d) for d in plan.decisions]})
+        return
+    table = Table(title=f"{'Would free' if dry_run else 'Freed'} {plan.removed_bytes / 1e6:.1f} MB")
+    for column in ("action", "what", "why", "MB"):
+        table.add_column(column, overflow="fold")
+    for d in plan.decisions:
+        table.add_row(d.action, escape(d.what), escape(d.why), f"{d.size_bytes / 1e6:.1f}" if d.size_bytes else "")
+    wide(120).print(table)
+
+
+def _publisher() -> Publisher:
+    from akidb_pipelines.store.publisher import open_publisher
+
+    return open_publisher(Settings.load())
+
+
+def _version(text: str) -> Version:
+    from akidb_pipelines.store.index import Version
+
+    return Version.parse(text)
+
+
+def _channel(name: str) -> str:
+    from akidb_pipelines.store.index import CHANNELS
+
+    if name not in CHANNELS:
+        raise InputError(f"there is no channel {name!r}", hint=f"choose among {', '.join(CHANNELS)}")
+    return name

@@ -1,0 +1,299 @@
+"""What the signed role `targets` says of a registry: every release, and where each channel points. Values only; no store, no keys.
+
+Two kinds of TUF targets (https://theupdateframework.github.io/specification/latest/):
+
+    <kind>/releases/<name>/r<N>/provenance.json     a release: the file is its SLSA provenance
+    <kind>/channels/<channel>.json                  a channel: the file names a release and its manifest's digest
+
+What is needed to list and choose stands in each target's signed `custom` field, so that one document shows everything; the files are for
+whoever follows a channel or checks a provenance with any TUF client.
+
+A channel moves forward only. `high` is the furthest release it ever reached: a rollback moves the head back under a new sequence number and
+leaves `high`, so that releasing the withdrawn bytes again does not bring them back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from akidb_pipelines.errors import InputError, IntegrityError
+
+if TYPE_CHECKING:
+    from tuf.api.metadata import TargetFile
+
+LATEST, STABLE = "latest", "stable"
+CHANNELS = (LATEST, STABLE)
+"""`latest` follows every new release; `stable` is promoted by hand."""
+
+_RELEASE_PATH = re.compile(r"([a-z-]+)/releases/([^/]+)/r(\d+)/provenance\.json")
+_CHANNEL_PATH = re.compile(r"([a-z-]+)/channels/([a-z-]+)\.json")
+_ID = re.compile(r"([^/]+)/r(\d+)")
+
+
+@dataclass(frozen=True, order=True)
+class Version:
+    """A revision of a named release. Names sort by age, so versions do."""
+
+    name: str
+    revision: int
+
+    @classmethod
+    def parse(cls, text: str) -> Version:
+        """Read `2026-W47/r1`.
+
+        Raises:
+            InputError: it is not written so.
+        """
+        match = _ID.fullmatch(text)
+        if not match:
+            raise InputError(
+                f"{text!r} names no release", hint="write it as 2026-W47/r1; `akidb-pipelines registry status` lists them"
+            )
+        return cls(match[1], int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.name}/r{self.revision}"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A release as the registry vouches for it."""
+
+    kind: str
+    version: Version
+    manifest_sha256: str
+    size_bytes: int
+    published_at: str
+    """RFC 3339."""
+    provenance_sha256: str
+    provenance_bytes: int
+    revoked: str = ""
+    """Why it must not be used any more; empty when it may."""
+    pinned: str = ""
+    """Why it is kept for ever; empty when it is not."""
+    retired_at: str = ""
+    """Since when nothing keeps it any more; after the grace it is removed."""
+
+    @property
+    def path(self) -> str:
+        """Of its target."""
+        return f"{self.kind}/releases/{self.version}/provenance.json"
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a channel points."""
+
+    kind: str
+    channel: str
+    version: Version
+    manifest_sha256: str
+    sequence: int
+    """One more with every move."""
+    moved_at: str
+    reason: str
+    high: Version
+    """The furthest release it ever pointed at."""
+
+    @property
+    def path(self) -> str:
+        """Of its target."""
+        return f"{self.kind}/channels/{self.channel}.json"
+
+    def to_json(self) -> bytes:
+        """The target's content."""
+        return (json.dumps(_head_fields(self), sort_keys=True, indent=2) + "\n").encode()
+
+
+@dataclass(frozen=True)
+class Index:
+    """Everything that is released."""
+
+    entries: Mapping[tuple[str, Version], Entry] = field(default_factory=dict)
+    heads: Mapping[tuple[str, str], Head] = field(default_factory=dict)
+
+    # --- asking
+
+    def kinds(self) -> list[str]:
+        """Every kind that has a release, in order."""
+        return sorted({kind for kind, _ in self.entries})
+
+    def of(self, kind: str) -> list[Entry]:
+        """The releases of a kind, oldest first."""
+        return sorted((e for e in self.entries.values() if e.kind == kind), key=lambda e: e.version)
+
+    def names(self, kind: str) -> list[str]:
+        """Every name that has a release which may be used, in order."""
+        return sorted({e.version.name for e in self.of(kind) if not e.revoked})
+
+    def newest(self, kind: str, name: str) -> Entry | None:
+        """The highest revision of a name that may be used."""
+        return max((e for e in self._revisions(kind, name) if not e.revoked), key=lambda e: e.version, default=None)
+
+    def last(self, kind: str, name: str) -> Entry | None:
+        """The highest revision of a name, withdrawn or not."""
+        return max(self._revisions(kind, name), key=lambda e: e.version, default=None)
+
+    def _revisions(self, kind: str, name: str) -> list[Entry]:
+        return [e for e in self.entries.values() if e.kind == kind and e.version.name == name]
+
+    def get(self, kind: str, version: Version) -> Entry:
+        """One release.
+
+        Raises:
+            InputError: there is none.
+        """
+        if entry := self.entries.get((kind, version)):
+            return entry
+        have = ", ".join(str(e.version) for e in self.of(kind)[-5:]) or "none"
+        raise InputError(f"there is no release {version} of {kind}; the newest are {have}", hint="choose one of these")
+
+    def head(self, kind: str, channel: str) -> Head | None:
+        """Where a channel points, or None if it was never moved or all it pointed at was withdrawn."""
+        return self.heads.get((kind, channel))
+
+    # --- changing: each returns a new index
+
+    def with_entry(self, entry: Entry) -> Index:
+        """Add or replace a release."""
+        return replace(self, entries={**self.entries, (entry.kind, entry.version): entry})
+
+    def without(self, entries: Iterable[Entry]) -> Index:
+        """Take releases out."""
+        gone = {(e.kind, e.version) for e in entries}
+        return replace(self, entries={k: e for k, e in self.entries.items() if k not in gone})
+
+    def advanced(self, channel: str, entry: Entry, now: str, reason: str) -> Index:
+        """Move a channel forward to a release, if that is further than it ever was; else as it is."""
+        head = self.head(entry.kind, channel)
+        if head and head.high >= entry.version:
+            return self
+        sequence = head.sequence + 1 if head else 1
+        return self._moved(Head(entry.kind, channel, entry.version, entry.manifest_sha256, sequence, now, reason, entry.version))
+
+    def promoted(self, channel: str, entry: Entry, now: str, reason: str) -> Index:
+        """Move a channel forward to a release because somebody says so; also to one that it was rolled back from.
+
+        Raises:
+            InputError: the release is withdrawn, or not ahead of where the channel points.
+        """
+        if entry.revoked:
+            raise InputError(f"{entry.version} was revoked: {entry.revoked}", hint="promote another release")
+        head = self.head(entry.kind, channel)
+        if head and head.version == entry.version:
+            return self
+        if head and head.version > entry.version:
+            told = f"channel {channel} of {entry.kind} points at {head.version}, which is ahead of {entry.version}"
+            raise InputError(
+                told, hint="channels move forward only; to go back on purpose, use `akidb-pipelines registry rollback`"
+            )
+        high = max(head.high, entry.version) if head else entry.version
+        sequence = head.sequence + 1 if head else 1
+        return self._moved(Head(entry.kind, channel, entry.version, entry.manifest_sha256, sequence, now, reason, high))
+
+    def rolled_back(self, kind: str, channel: str, to: Version | None, now: str, reason: str) -> Index:
+        """Move a channel back to an earlier release (default: the one before), under a new sequence number.
+
+        Raises:
+            InputError: the channel points nowhere, or there is no such earlier release that may be used.
+        """
+        head = self.head(kind, channel)
+        if head is None:
+            raise InputError(f"channel {channel} of {kind} points at nothing", hint="there is nothing to roll back")
+        entry = self.get(kind, to) if to else self._before(kind, head.version)
+        if entry is None or entry.version >= head.version or entry.revoked:
+            what = "is revoked" if entry and entry.revoked else f"is not before {head.version}" if entry else "is not there"
+            raise InputError(
+                f"channel {channel} of {kind} cannot go back: {to or 'an earlier release'} {what}",
+                hint="name an earlier release with --to; `akidb-pipelines registry status` lists them",
+            )
+        return self._moved(replace(_pointing(head, entry), sequence=head.sequence + 1, moved_at=now, reason=reason))
+
+    def revoked(self, entry: Entry, now: str, reason: str) -> Index:
+        """Withdraw a release; channels that point at it go back to the release before, or point nowhere if there is none."""
+        index = self.with_entry(replace(entry, revoked=reason))
+        for head in [h for h in self.heads.values() if h.kind == entry.kind and h.version == entry.version]:
+            before = index._before(entry.kind, entry.version)
+            if before:
+                moved = _pointing(head, before)
+                index = index._moved(
+                    replace(moved, sequence=head.sequence + 1, moved_at=now, reason=f"{entry.version} revoked: {reason}")
+                )
+            else:
+                index = replace(index, heads={k: h for k, h in index.heads.items() if h != head})
+        return index
+
+    def _before(self, kind: str, version: Version) -> Entry | None:
+        return max((e for e in self.of(kind) if e.version < version and not e.revoked), key=lambda e: e.version, default=None)
+
+    def _moved(self, head: Head) -> Index:
+        return replace(self, heads={**self.heads, (head.kind, head.channel): head})
+
+
+def _pointing(head: Head, entry: Entry) -> Head:
+    return replace(head, version=entry.version, manifest_sha256=entry.manifest_sha256)
+
+
+# --- as TUF targets
+
+
+def to_targets(index: Index) -> dict[str, TargetFile]:
+    """The index as the targets of a TUF role, by path."""
+    from tuf.api.metadata import TargetFile
+
+    targets = {}
+    for entry in index.entries.values():
+        custom = {"manifest_sha256": entry.manifest_sha256, "size_bytes": entry.size_bytes, "published_at": entry.published_at}
+        custom |= {name: value for name in ("revoked", "pinned", "retired_at") if (value := getattr(entry, name))}
+        hashes = {"sha256": entry.provenance_sha256}
+        targets[entry.path] = TargetFile(entry.provenance_bytes, hashes, entry.path, {"custom": custom})
+    for head in index.heads.values():
+        content = head.to_json()
+        hashes = {"sha256": hashlib.sha256(content).hexdigest()}
+        targets[head.path] = TargetFile(len(content), hashes, head.path, {"custom": _head_fields(head)})
+    return targets
+
+
+def from_targets(targets: Mapping[str, TargetFile]) -> Index:
+    """Read the targets of a verified TUF role.
+
+    Raises:
+        IntegrityError: a target is not of this registry's kind; whoever signed it used another version.
+    """
+    entries: dict[tuple[str, Version], Entry] = {}
+    heads: dict[tuple[str, str], Head] = {}
+    for path, target in targets.items():
+        try:
+            if match := _RELEASE_PATH.fullmatch(path):
+                version = Version(match[2], int(match[3]))
+                entries[match[1], version] = Entry(
+                    kind=match[1],
+                    version=version,
+                    provenance_sha256=target.hashes["sha256"],
+                    provenance_bytes=target.length,
+                    **target.custom,
+                )
+            elif match := _CHANNEL_PATH.fullmatch(path):
+                heads[match[1], match[2]] = _head(target.custom)
+            else:
+                raise ValueError("unknown path")
+        except (KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(f"registry: target {path}: {error!r}", hint="upgrade akidb-pipelines") from error
+    return Index(entries, heads)
+
+
+def _head_fields(head: Head) -> dict[str, Any]:
+    return {**asdict(head), "version": str(head.version), "high": str(head.high)}
+
+
+def _head(fields: Mapping[str, Any]) -> Head:
+    return Head(**{**fields, "version": Version.parse(fields["version"]), "high": Version.parse(fields["high"])})
+
+
+Change = Callable[[Index], Index]
+"""What a publisher does to the index: given the newest verified one, returns the next."""

@@ -1,0 +1,172 @@
+"""What leaves a registry, and when: mark, wait, sweep.
+
+A release is kept while a channel points at it, somebody pinned it, or it is one of the newest weeks of its kind. One that nothing keeps any
+more is *retired* (a mark in the signed index) and can be pulled for another week of grace; then it leaves the index, and its manifest and
+the contents that only it had are removed. Its SHA256SUMS stays: a revision's number is never given twice. Contents that no release names
+(a dead publisher's) and unfinished uploads go when they are older than the grace.
+
+Deciding (`plan`) is a function of values. `collect` acts on the plan under the lease, and commits before it removes anything: a publisher
+that slept past its lease then loses the swap instead of naming contents that are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from akidb_pipelines.store.index import Entry, Index
+from akidb_pipelines.store.lease import BusyError, read
+from akidb_pipelines.store.manifest import blob_key, release_key
+from akidb_pipelines.store.objects import ObjectInfo, Upload
+from akidb_pipelines.store.publisher import Publisher
+from akidb_pipelines.store.registry import Registry
+
+GRACE = timedelta(days=7)
+YOUNG_LEASE = timedelta(hours=24)
+"""While a lease that was not given back is younger, nothing is collected: its holder may still be alive somewhere."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How long the releases of a kind are kept."""
+
+    newest: int
+    """So many names (weeks, months), with all their revisions."""
+
+
+POLICIES: Mapping[str, Policy] = {"fixtures": Policy(newest=8)}
+"""Kinds that are not named here are kept for ever."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one release or object, and why."""
+
+    what: str
+    action: str
+    """`keep`, `retire`, `unretire`, `remove`."""
+    why: str
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a collection does."""
+
+    decisions: tuple[Decision, ...]
+    index: Index
+    """As it will be."""
+    objects: tuple[str, ...]
+    """Keys in area `artifacts` that go."""
+    uploads: tuple[Upload, ...]
+    """Unfinished uploads that are given up."""
+
+    @property
+    def removed_bytes(self) -> int:
+        """What becomes free."""
+        return sum(d.size_bytes for d in self.decisions if d.action == "remove")
+
+
+def plan(
+    index: Index,
+    contents: Mapping[tuple[str, str], Iterable[str]],
+    stored: Iterable[ObjectInfo],
+    uploads: Iterable[Upload],
+    now: datetime,
+    policies: Mapping[str, Policy] = POLICIES,
+) -> Plan:
+    """Decide.
+
+    Args:
+        index: what is released.
+        contents: digests of the files of each release, by kind and version.
+        stored: what lies below `blobs/`.
+        uploads: what was begun and not finished.
+        now: the moment to decide for.
+        policies: by kind.
+    """
+    decisions: list[Decision] = []
+    after, gone = index, []
+    for entry in (e for kind in index.kinds() for e in index.of(kind)):
+        what = f"{entry.kind} {entry.version}"
+        kept = _kept_because(index, entry, policies)
+        if kept and entry.retired_at:
+            after = after.with_entry(replace(entry, retired_at=""))
+            decisions.append(Decision(what, "unretire", kept))
+        elif kept:
+            decisions.append(Decision(what, "keep", kept))
+        elif not entry.retired_at:
+            after = after.with_entry(replace(entry, retired_at=_text(now)))
+            decisions.append(Decision(what, "retire", f"nothing keeps it; removed in {GRACE.days} days"))
+        elif now - datetime.fromisoformat(entry.retired_at) < GRACE:
+            decisions.append(Decision(what, "keep", f"retired {entry.retired_at}, within the grace of {GRACE.days} days"))
+        else:
+            gone.append(entry)
+            decisions.append(Decision(what, "remove", f"retired {entry.retired_at}"))
+    after = after.without(gone)
+    live = {blob_key(digest) for e in after.entries.values() for digest in contents[e.kind, str(e.version)]}
+    dying = {blob_key(digest) for e in gone for digest in contents[e.kind, str(e.version)]}
+    keys = [release_key(e.kind, e.version.name, e.version.revision, f) for e in gone for f in ("manifest.json", "provenance.json")]
+    for info in stored:
+        if info.key in live:
+            continue
+        old = now - info.modified_at >= GRACE
+        if info.key in dying or old:
+            keys.append(info.key)
+            why = "only removed releases had it" if info.key in dying else "no release names it"
+            decisions.append(Decision(info.key, "remove", why, info.size_bytes))
+        else:
+            decisions.append(Decision(info.key, "keep", f"no release names it, but it is younger than {GRACE.days} days"))
+    old_uploads = tuple(u for u in uploads if now - u.begun_at >= GRACE)
+    decisions += [Decision(f"unfinished upload of {u.key}", "remove", f"begun {_text(u.begun_at)}") for u in old_uploads]
+    return Plan(tuple(decisions), after, tuple(keys), old_uploads)
+
+
+def _kept_because(index: Index, entry: Entry, policies: Mapping[str, Policy]) -> str:
+    if entry.pinned:
+        return f"pinned: {entry.pinned}"
+    if pointing := sorted(h.channel for h in index.heads.values() if h.kind == entry.kind and h.version == entry.version):
+        return f"channel {', '.join(pointing)} points at it"
+    policy = policies.get(entry.kind)
+    if policy is None:
+        return "this kind is kept for ever"
+    names = sorted({e.version.name for e in index.of(entry.kind)}, reverse=True)[: policy.newest]
+    return f"one of the newest {policy.newest}" if entry.version.name in names else ""
+
+
+def survey(registry: Registry, index: Index, now: datetime) -> Plan:
+    """Look at a registry and decide."""
+    contents = {(e.kind, str(e.version)): [f.sha256 for f in registry.release(e).manifest.files] for e in index.entries.values()}
+    return plan(index, contents, registry.artifacts.list("blobs/"), registry.artifacts.unfinished(), now)
+
+
+def collect(publisher: Publisher, *, dry_run: bool = False, report: Callable[[str], None] = lambda _: None) -> Plan:
+    """Decide, and unless it is a dry run, do it.
+
+    Raises:
+        BusyError: a publisher is at work, or died less than a day ago.
+        IntegrityError: a manifest is not what the index names; nothing is removed while that is so.
+    """
+    registry, now = publisher.registry, publisher.now()
+    if dry_run:
+        return survey(registry, registry.index(), now)
+    holder = read(registry.channels)
+    if holder and not holder.released and now - datetime.fromisoformat(holder.taken_at) < YOUNG_LEASE:
+        raise BusyError(
+            f"registry {registry.url}: {holder} did not give its lease back",
+            hint=f"run it again when that publisher has ended; of a dead one, {YOUNG_LEASE.total_seconds() / 3600:.0f} hours after",
+        )
+    with publisher.editing("collecting garbage") as edit:
+        found = survey(registry, edit.index, now)
+        if found.index != edit.index or found.objects:
+            edit.commit(found.index)
+        report(f"removing {len(found.objects)} objects, {found.removed_bytes / 1e6:.1f} MB")
+        registry.artifacts.delete(found.objects)
+        for upload in found.uploads:
+            registry.artifacts.abort(upload)
+    return found
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
