@@ -66,7 +66,7 @@ def run_week(settings: Settings, week: Week, profiles: Sequence[str], console: C
         profile_named(profile)
     if not FIRST_WEEK <= week <= Week.containing(datetime.now(UTC)):
         raise InputError(f"{week} is no week that is released", hint=f"choose one from {FIRST_WEEK} to the running week")
-    open_workshop(settings)
+    open_workshop(settings).publisher.index()
     prepare_dagster_home(settings)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars, dg.DagsterInstance.get() as instance:

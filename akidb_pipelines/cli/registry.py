@@ -30,6 +30,12 @@ ReasonOption = Annotated[str, typer.Option("--reason", help="Why; stands in the 
 @registry_app.command("init")
 def registry_init(
     url: Annotated[str, typer.Argument(help="file:///folder, s3://name or oci://namespace/name; default AKIDB_STORE.")] = "",
+    anew: Annotated[
+        bool,
+        typer.Option(
+            "--anew", help="Replace its root and all keys: the root key was lost or stolen. Every client needs the new root."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a registry: its areas, its keys, its root. Releases that lie in the store already are adopted. Safe to run again."""
@@ -38,6 +44,8 @@ def registry_init(
     from akidb_pipelines.store.report import fingerprint
 
     settings = Settings.load()
+    if anew and not url:
+        raise InputError("--anew cuts off every client", hint="write the registry's URL out, to show that you mean this one")
     registry = open_registry(settings, url)
     if failed := prepare_areas(settings, registry.url):
         for error in failed[1:]:
@@ -45,7 +53,9 @@ def registry_init(
         raise failed[0]
     publisher = open_publisher(settings, registry)
     with err.status("making the registry"):
-        made = publisher.init()
+        if anew:
+            publisher.start_anew()
+        made = anew or publisher.init(lambda told: err.print(escape(told.stage), soft_wrap=True, highlight=False))
         index = registry.index()
     root = registry.root() or b""
     told = {

@@ -6,6 +6,7 @@ import fcntl
 import filecmp
 import hashlib
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -56,7 +57,7 @@ class LocalStore:
             arriving = self.root / ".incoming"
             arriving.mkdir(exist_ok=True)
             sweep(arriving, _INCOMING)
-            incoming = arriving / f"{temporary_prefix(_INCOMING)}{target.name}"
+            incoming = arriving / f"{temporary_prefix(_INCOMING)}{secrets.token_hex(4)}"
             try:
                 with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as data, incoming.open("wb") as out:
                     found = _copy(data, out, moved)

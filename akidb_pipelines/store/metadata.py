@@ -17,8 +17,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from akidb_pipelines.errors import CheckError, IntegrityError, OutsideError
-from akidb_pipelines.store.index import Index, from_targets, to_targets
+from akidb_pipelines.store.index import Entry, Index, Version, from_targets, to_targets
 from akidb_pipelines.store.keys import ROLES, KeyRing
+from akidb_pipelines.store.manifest import ReleaseManifest
 from akidb_pipelines.store.objects import AlreadyExistsError, MissingObjectError, ObjectStore
 
 if TYPE_CHECKING:
@@ -157,6 +158,13 @@ def commit(channels: ObjectStore, state: State, index: Index, keys: KeyRing, now
     timestamp_bytes = _signed(timestamp, signers["timestamp"])
     channels.swap(TIMESTAMP, timestamp_bytes, state.timestamp_bytes or None)
     return State(state.root, Metadata(targets), Metadata(snapshot), timestamp, timestamp_bytes, index)
+
+
+def put_entry(channels: ObjectStore, manifest: ReleaseManifest, version: Version, provenance: bytes, now: str) -> Entry:
+    """Store a release's provenance as a target; returns the index's entry of the release."""
+    entry = Entry(manifest.kind, version, manifest.sha256, manifest.size_bytes, now, _sha256(provenance), len(provenance))
+    channels.create(target_key(entry.path, entry.provenance_sha256), provenance)
+    return entry
 
 
 def put_heads(channels: ObjectStore, before: Index, after: Index) -> None:

@@ -168,7 +168,7 @@ def other_digest(what: str, found: str, expected: str) -> IntegrityError:
     """What to tell when bytes were not what their digest says."""
     return IntegrityError(
         f"{what} has digest {found}, its manifest says {expected}",
-        hint="try again; the same again means that the stored object is damaged: release it again from its source",
+        hint="try again; the same again means that the stored object is damaged: delete it, release it again (runbooks/pull-fails.md)",
     )
 
 

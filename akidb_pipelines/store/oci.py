@@ -58,11 +58,12 @@ class OciBucket:
 
     # --- one object
 
-    def put(self, key: str, data: bytes, sha256: str, *, absent: bool = False, etag: str = "") -> None:
+    def put(self, key: str, data: bytes, sha256: str, *, absent: bool = False, etag: str = "", nonce: str = "") -> None:
         """See Bucket."""
         condition = {"if_none_match": "*"} if absent else {"if_match": etag}
+        kept = {"sha256": sha256, **({"nonce": nonce} if nonce else {})}
         with self._telling(f"storing {key}"):
-            self._client.put_object(*self._where, key, data, opc_meta={"sha256": sha256}, **_checked(data), **condition)
+            self._client.put_object(*self._where, key, data, opc_meta=kept, **_checked(data), **condition)
 
     def get(self, key: str, start: int, length: int | None) -> tuple[bytes, str]:
         """See Bucket."""
@@ -117,7 +118,7 @@ class OciBucket:
             sha256=headers.get("opc-meta-sha256", ""),
             availability=_STATES.get(headers.get("archival-state", ""), Availability.READY),
         )
-        return Head(info, headers["etag"])
+        return Head(info, headers["etag"], headers.get("opc-meta-nonce", ""))
 
     # --- many objects
 

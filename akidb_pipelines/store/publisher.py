@@ -8,7 +8,6 @@ skips them, and the garbage collector removes them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,15 +15,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from akidb_pipelines.errors import CheckError, InputError, IntegrityError, PipelineError
-from akidb_pipelines.files import scratch_folder, write_whole
+from akidb_pipelines.files import write_whole
 from akidb_pipelines.progress import Progress, Report
 from akidb_pipelines.settings import Settings
 from akidb_pipelines.store import metadata
+from akidb_pipelines.store.adoption import adopt, forget_old_pointers
 from akidb_pipelines.store.areas import AREAS, area
 from akidb_pipelines.store.index import LATEST, Change, Entry, Head, Index, Version
 from akidb_pipelines.store.keys import KeyRing, open_keys
 from akidb_pipelines.store.lease import PATIENCE_S, BusyError, Held, hold
-from akidb_pipelines.store.manifest import Release, ReleaseFile, ReleaseManifest, blob_key, parse_release_manifest, release_key
+from akidb_pipelines.store.manifest import Release, ReleaseFile, ReleaseManifest, blob_key, release_key
 from akidb_pipelines.store.objects import AlreadyExistsError, SwapError, unreachable
 from akidb_pipelines.store.provenance import Origin, same_origin, statement
 from akidb_pipelines.store.registry import Registry, open_registry
@@ -89,6 +89,15 @@ class Publisher:
     patience_s: float = PATIENCE_S
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
+    def index(self) -> Index:
+        """What is released, verified; unlike a client's view it may have ended, because renewing it is the publisher's job.
+
+        Raises:
+            InputError: there is no root to trust.
+            IntegrityError: what is there does not verify.
+        """
+        return self._load().index if self.registry.root() else Index()
+
     # --- releases
 
     def publish(self, manifest: ReleaseManifest, folder: Path, *, run_id: str = "", report: Report = lambda _: None) -> Release:
@@ -150,7 +159,7 @@ class Publisher:
                 break
             except AlreadyExistsError:
                 revision += 1
-        return self._entry(manifest, Version(manifest.name, revision), provenance, now)
+        return metadata.put_entry(self.registry.channels, manifest, Version(manifest.name, revision), provenance, now)
 
     def _put_provenance(self, manifest: ReleaseManifest, revision: int, data: bytes) -> bytes:
         key = release_key(manifest.kind, manifest.name, revision, "provenance.json")
@@ -163,13 +172,6 @@ class Publisher:
                 raise
             return theirs
         return data
-
-    def _entry(self, manifest: ReleaseManifest, version: Version, provenance: bytes, now: str) -> Entry:
-        """The index's entry of a release, its provenance stored as a target."""
-        digest = hashlib.sha256(provenance).hexdigest()
-        entry = Entry(manifest.kind, version, manifest.sha256, manifest.size_bytes, now, digest, len(provenance))
-        self.registry.channels.create(metadata.target_key(entry.path, digest), provenance)
-        return entry
 
     # --- channels and releases, by hand
 
@@ -231,14 +233,30 @@ class Publisher:
 
     # --- the registry and its keys
 
-    def init(self) -> bool:
+    def init(self, report: Report = lambda _: None) -> bool:
         """Make the registry, or finish making it; releases that lie in the store already are adopted. Returns whether it was made now.
 
         Raises:
             InputError: it was made by somebody else, whose root is not trusted here.
         """
-        with self.editing("making the registry", make=True) as edit:
+        with self.editing("making the registry", make=True, report=report) as edit:
             return edit.made
+
+    def start_anew(self, report: Report = lambda _: None) -> None:
+        """Replace the whole registry by one with new keys and a new root: when the root key is lost or stolen.
+
+        What the old metadata says of releases is taken over. Every client needs the new root.
+
+        Raises:
+            IntegrityError: the old metadata does not verify any more: remove `tuf/` from area channels, then `init` adopts the releases.
+        """
+        with self.editing("starting the registry anew", report=report) as edit:
+            channels, index = self.registry.channels, edit.index
+            channels.delete([info.key for info in channels.list(metadata.METADATA)])
+            self._make_root()
+            fresh = metadata.empty_state(self.registry.own_root.read_bytes())
+            edit.state = fresh
+            edit.commit(index)
 
     def rotate_key(self, role: str) -> str:
         """Replace the key of a role; returns the new key's id.
@@ -252,49 +270,23 @@ class Publisher:
             edit.change_root(role, drop=True, add=False)
             return str(edit.state.root.signed.roles[role].keyids[-1])
 
-    def _ensure_made(self, held: Held) -> bool:
+    def _ensure_made(self, held: Held, report: Report) -> bool:
         new = self.registry.channels.stat(metadata.root_key(1)) is None
         if new:
-            root = metadata.create_root(self.registry.channels, self.keys, self.now())
-            try:
-                self.registry.folder.mkdir(parents=True, exist_ok=True)
-                write_whole(self.registry.own_root, root)
-            except OSError as error:
-                raise unreachable(str(self.registry.folder), "keeping the registry's root", error) from error
+            self._make_root()
         elif self.registry.channels.stat(metadata.TIMESTAMP):
             return False
-        Edit(self, held, self._load(), new).commit(self._adopted())
-        self._forget_old_pointers()
+        Edit(self, held, self._load(), new).commit(adopt(self.registry, self._now_text(), report))
+        forget_old_pointers(self.registry)
         return new
 
-    def _adopted(self) -> Index:
-        """Releases from before the registry was one, each verified down to its last byte."""
-        found = []
-        for info in self.registry.artifacts.list(""):
-            parts = info.key.split("/")
-            if len(parts) == 5 and parts[1] == "releases" and parts[-1] == "manifest.json":
-                found.append((info.key, Version(parts[2], int(parts[3].removeprefix("r")))))
-        index, now = Index(), self._now_text()
-        for key, version in sorted(found, key=lambda f: f[1]):
-            manifest = parse_release_manifest(self.registry.artifacts.read(key), key)
-            self._expect_files(manifest)
-            provenance = self._put_provenance(manifest, version.revision, statement(manifest, Origin("", now, adopted=True)))
-            entry = self._entry(manifest, version, provenance, now)
-            index = index.with_entry(entry).advanced(LATEST, entry, now, "adopted")
-        return index
-
-    def _expect_files(self, manifest: ReleaseManifest) -> None:
-        """Read every file of a release once."""
-        with scratch_folder(self.registry.folder) as work:
-            for file in manifest.files:
-                key = blob_key(file.sha256)
-                self.registry.artifacts.fetch(key, work / file.name, sha256=file.sha256, size_bytes=file.size_bytes)
-                (work / file.name).unlink()
-
-    def _forget_old_pointers(self) -> None:
-        """The unsigned pointers of versions before the registry: whoever followed them would stand still without knowing."""
-        old = [i.key for i in self.registry.channels.list("") if i.key.endswith("/latest.json") and not i.key.startswith("tuf/")]
-        self.registry.channels.delete(old)
+    def _make_root(self) -> None:
+        root = metadata.create_root(self.registry.channels, self.keys, self.now())
+        try:
+            self.registry.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.registry.own_root, root)
+        except OSError as error:
+            raise unreachable(str(self.registry.folder), "keeping the registry's root", error) from error
 
     # --- under the lease
 
@@ -315,7 +307,7 @@ class Publisher:
         """
         channels = self.registry.channels
         with hold(channels, purpose, run_id, patience_s=self.patience_s, report=lambda what: report(Progress(what))) as held:
-            made = make and self._ensure_made(held)
+            made = make and self._ensure_made(held, report)
             yield Edit(self, held, self._load(), made)
 
     def _load(self) -> metadata.State:

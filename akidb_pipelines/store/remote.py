@@ -13,11 +13,12 @@ verb, and the translation of its SDK's errors. What belongs here: what to make o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from akidb_pipelines.errors import IntegrityError, OutsideError
 from akidb_pipelines.files import digest_file
@@ -34,6 +35,8 @@ from akidb_pipelines.store.objects import (
     untold,
 )
 from akidb_pipelines.store.transfer import PART_BYTES, Part, parts_of, receive, send
+
+T = TypeVar("T")
 
 _READS = 4
 """How often a cut stream is started anew."""
@@ -53,6 +56,8 @@ class Head:
 
     info: ObjectInfo
     etag: str
+    nonce: str = ""
+    """Of the write that made it."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,11 @@ class Bucket(Protocol):
 
     url: str
 
-    def put(self, key: str, data: bytes, sha256: str, *, absent: bool = False, etag: str = "") -> None:
+    def put(self, key: str, data: bytes, sha256: str, *, absent: bool = False, etag: str = "", nonce: str = "") -> None:
         """Store bytes, whose digest the server checks, only if the key is absent or has an etag.
+
+        Args:
+            sha256, nonce: kept with the object.
 
         Raises:
             RefusedError: the condition does not hold.
@@ -260,12 +268,13 @@ class RemoteStore:
         held, etag = self._held(key)
         if held != expected:
             raise self._lost(key)
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256, nonce = hashlib.sha256(data).hexdigest(), secrets.token_hex(8)
         try:
-            self.bucket.put(key, data, sha256, absent=held is None, etag=etag)
+            self.bucket.put(key, data, sha256, absent=held is None, etag=etag, nonce=nonce)
         except (RefusedError, OutsideError) as error:
-            # Our own success, if what is there now is what we wrote.
-            if self._held(key)[0] == data:
+            # The nonce tells our own success from that of another who wrote the same bytes.
+            head = self.bucket.head(key)
+            if head and head.nonce == nonce:
                 return
             if isinstance(error, RefusedError):
                 raise self._lost(key) from None
@@ -292,13 +301,8 @@ class RemoteStore:
         return self._read(key, start, length)[0]
 
     def _read(self, key: str, start: int, length: int | None) -> tuple[bytes, str]:
-        for _ in range(_READS - 1):
-            try:
-                return self.bucket.get(key, start, length)
-            except CutError:
-                continue
         try:
-            return self.bucket.get(key, start, length)
+            return _anew(lambda: self.bucket.get(key, start, length))
         except CutError as error:
             raise self._cut(key, error) from error
 
@@ -306,18 +310,15 @@ class RemoteStore:
         """See ObjectStore."""
 
         def get(part: Part, view: memoryview) -> None:
-            for last in (*[False] * (_READS - 1), True):
-                try:
-                    self.bucket.get_into(key, part.start, view)
-                    return
-                except CutError as error:
-                    if last:
-                        # Cut at every try: is it the connection, or is the object shorter than it should be?
-                        head = self.bucket.head(key)
-                        if head and head.info.size_bytes != size_bytes:
-                            told = f"{key} in {self.url} has {head.info.size_bytes} bytes, its manifest says {size_bytes}"
-                            raise IntegrityError(told, hint="the store was damaged: release it again from its source") from error
-                        raise self._cut(key, error) from error
+            try:
+                _anew(lambda: self.bucket.get_into(key, part.start, view))
+            except CutError as error:
+                # Cut at every try: is it the connection, or is the object shorter than it should be?
+                head = self.bucket.head(key)
+                if head and head.info.size_bytes != size_bytes:
+                    told = f"{key} in {self.url} has {head.info.size_bytes} bytes, its manifest says {size_bytes}"
+                    raise IntegrityError(told, hint="delete it, release it again (runbooks/pull-fails.md)") from error
+                raise self._cut(key, error) from error
 
         try:
             if size_bytes == 0 and self.bucket.head(key) is None:
@@ -360,3 +361,17 @@ class RemoteStore:
     def restore(self, key: str, days: int) -> None:
         """See ObjectStore."""
         self.bucket.restore(key, days)
+
+
+def _anew(read: Callable[[], T]) -> T:
+    """Read, and start anew when the answer is cut.
+
+    Raises:
+        CutError: it was cut each time.
+    """
+    for _ in range(_READS - 1):
+        try:
+            return read()
+        except CutError:
+            continue
+    return read()

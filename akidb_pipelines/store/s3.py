@@ -81,14 +81,13 @@ class S3Bucket:
 
     # --- one object
 
-    def put(self, key: str, data: bytes, sha256: str, *, absent: bool = False, etag: str = "") -> None:
+    def put(self, key: str, data: bytes, sha256: str, *, absent: bool = False, etag: str = "", nonce: str = "") -> None:
         """See Bucket."""
         condition = {"IfNoneMatch": "*"} if absent else {"IfMatch": etag}
+        kept = {"sha256": sha256, **({"nonce": nonce} if nonce else {})}
         try:
             with self._telling(f"storing {key}", key):
-                self._client.put_object(
-                    Bucket=self.name, Key=key, Body=data, Metadata={"sha256": sha256}, **_checked(data), **condition
-                )
+                self._client.put_object(Bucket=self.name, Key=key, Body=data, Metadata=kept, **_checked(data), **condition)
         except MissingObjectError as error:
             raise RefusedError(key) from error  # so AWS answers If-Match on a key that is gone
 
@@ -141,7 +140,7 @@ class S3Bucket:
             sha256=answer.get("Metadata", {}).get("sha256", ""),
             availability=_availability(answer.get("StorageClass", ""), answer.get("Restore", "")),
         )
-        return Head(info, answer["ETag"])
+        return Head(info, answer["ETag"], answer.get("Metadata", {}).get("nonce", ""))
 
     # --- many objects
 
