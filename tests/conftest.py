@@ -68,11 +68,11 @@ class Ended:
 def cli(tmp_path):
     """Runs the real command in a process of its own, in a home of its own."""
 
-    def run(*arguments: str, timeout: float = 120, env: dict[str, str] | None = None) -> Ended:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("AKIDB_", "DAGSTER_"))}
+    def run(*arguments: str, timeout: float = 120, env: dict[str, str] | None = None, under: tuple[str, ...] = ()) -> Ended:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("AKIDB_", "DAGSTER_", "AWS_", "OCI_"))}
         environment |= {"AKIDB_HOME": str(tmp_path / "home"), **(env or {})}
         done = subprocess.run(
-            [sys.executable, "-m", "akidb_pipelines", *arguments],
+            [*under, sys.executable, "-m", "akidb_pipelines", *arguments],
             capture_output=True,
             text=True,
             timeout=timeout,

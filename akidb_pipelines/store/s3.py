@@ -11,7 +11,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -105,7 +105,7 @@ class S3Bucket:
                 if _code(error) in {"InvalidRange", "416"}:
                     return b"", ""
                 raise
-            with answer["Body"] as body, _reading():
+            with closing(answer["Body"]) as body, _reading():
                 return body.read(), answer["ETag"]
 
     def get_into(self, key: str, start: int, view: memoryview) -> None:
@@ -119,7 +119,7 @@ class S3Bucket:
                 if _code(error) in {"InvalidRange", "416"}:
                     raise CutError(f"nothing from byte {start} on") from error
                 raise
-            with answer["Body"] as body, _reading():
+            with closing(answer["Body"]) as body, _reading():
                 filled = 0
                 while filled < len(view) and (count := body.readinto(view[filled:])):
                     filled += count
