@@ -1,4 +1,4 @@
-"""`make bench`: every comparison, one line each, as it is measured."""
+"""`make bench`: every comparison, one line each, as it is measured; `python -m bench registry` runs that part alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 
-from bench import checks, fixtures, loading
+from bench import checks, fixtures, loading, registry
 
 
 def main() -> None:
@@ -16,7 +16,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="akidb-bench-", dir=_room()) as folder:
         work = Path(folder)
         # fixtures first: its load.db is what the checks read.
-        for line in chain(loading.lines(), fixtures.lines(work), checks.lines(work / "load.db")):
+        parts = {
+            "loading": loading.lines,
+            "fixtures": lambda: chain(fixtures.lines(work), checks.lines(work / "load.db")),
+            "registry": lambda: registry.lines(work),
+        }
+        for line in chain.from_iterable(parts[name]() for name in sys.argv[1:] or parts):
             missed += line.met is False
             mark = {True: "ok", False: "MISSED", None: ""}[line.met]
             print(

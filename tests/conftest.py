@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from akidb_pipelines.fixtures.weekly import Workshop, open_workshop
 from akidb_pipelines.fixtures.world import Request
 from akidb_pipelines.periods import Week
 from akidb_pipelines.settings import Settings
+from tests.services.oci_stub import OciStub
+from tests.services.s3_rules_stub import S3RulesStub
+from tests.services.seaweed import Seaweed
 
 SEED = 2025
 WEEK = Week.parse("2026-W46")
@@ -53,6 +57,31 @@ def settings(tmp_path) -> Settings:
 @pytest.fixture
 def workshop(settings) -> Workshop:
     return open_workshop(settings)
+
+
+# --- servers, started once or for one test, and stopped afterwards
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory) -> Iterator[Seaweed]:
+    """A real S3 server for the whole session; every test makes buckets of its own."""
+    with Seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_rules() -> Iterator[S3RulesStub]:
+    with S3RulesStub() as stub:
+        yield stub
+
+
+@pytest.fixture
+def oci_stub() -> Iterator[OciStub]:
+    with OciStub() as stub:
+        yield stub
+
+
+# --- the command, and a disk that can be full
 
 
 @dataclass(frozen=True)

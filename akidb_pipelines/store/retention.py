@@ -149,6 +149,8 @@ def collect(publisher: Publisher, *, dry_run: bool = False, report: Callable[[st
         IntegrityError: a manifest is not what the index names; nothing is removed while that is so.
     """
     registry, now = publisher.registry, publisher.now()
+    if registry.root() is None:
+        return Plan((), Index(), (), ())
     if dry_run:
         return survey(registry, registry.index(), now)
     holder = read(registry.channels)

@@ -225,7 +225,17 @@ class S3Bucket:
                     raise
                 self._client.create_bucket(Bucket=self.name)
             if versioned:
-                self._client.put_bucket_versioning(Bucket=self.name, VersioningConfiguration={"Status": "Enabled"})
+                self._keep_versions()
+
+    def _keep_versions(self) -> None:
+        from botocore.exceptions import ClientError
+
+        kept = {"Status": "Enabled"}
+        try:
+            self._client.put_bucket_versioning(Bucket=self.name, VersioningConfiguration=kept, ChecksumAlgorithm="SHA256")
+        except ClientError as error:
+            if _code(error) != "NotImplemented":  # what this server cannot, it need not
+                raise
 
     def archive(self, key: str) -> None:
         """See Bucket."""

@@ -47,7 +47,7 @@ def test_a_good_week_is_materialized_checked_and_released(settings, instance):
     result = run(settings, instance)
     assert result.success
     checks = evaluations(result)
-    assert set(checks) == set(CHECKS)
+    assert set(checks) == {*CHECKS, "fresh_pull", "metadata_expiry"}
     assert {name for name, e in checks.items() if not e.passed} == {"schema_drift"}
     drift = checks["schema_drift"]
     assert drift.severity is dg.AssetCheckSeverity.WARN
@@ -56,7 +56,8 @@ def test_a_good_week_is_materialized_checked_and_released(settings, instance):
     assert any(r.data["policies"] == "support-looks" for r in findings)
     draft = settings.home / "adr-drafts" / "2026-W46-schema-drift.md"
     assert "RoleName has 'support'" in draft.read_text()
-    assert all(e.metadata["partition_key"].value == MONDAY for e in checks.values())
+    assert all(checks[name].metadata["partition_key"].value == MONDAY for name in CHECKS)
+    assert "2026-W46/r1: 3 files" in checks["fresh_pull"].description
 
     built = result.asset_materializations_for_node("fixture_databases")[0].metadata
     assert built["dagster/row_count"].value > 3000
@@ -64,7 +65,7 @@ def test_a_good_week_is_materialized_checked_and_released(settings, instance):
     assert built["runbook"].value.endswith("runbooks/weekly-fixtures-failed.md")
     released = result.asset_materializations_for_node("fixture_release")[0].metadata
     assert released["release"].value == "2026-W46/r1"
-    assert open_workshop(settings).releases.latest().id == "2026-W46/r1"
+    assert open_workshop(settings).registry.head("fixtures").id == "2026-W46/r1"
 
 
 def test_a_failed_blocking_check_shows_its_rows_and_nothing_is_released(settings, instance, tmp_path):
@@ -79,7 +80,7 @@ def test_a_failed_blocking_check_shows_its_rows_and_nothing_is_released(settings
     assert row["rows"] > 0
     assert len(row["id"]) == 32
     assert "fixture_release" not in {e.step_key for e in result.get_step_success_events()}
-    assert open_workshop(settings).releases.names() == []
+    assert open_workshop(settings).publisher.index().names("fixtures") == []
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_the_drift_sensor_asks_and_rebuilds_only_when_told_to(settings, instance
 
     assert run(drifted, instance).success
     assert "agree" in sensor_result(drifted).skip_reason.skip_message
-    assert open_workshop(settings).releases.latest().id == "2026-W46/r2"
+    assert open_workshop(settings).registry.head("fixtures").id == "2026-W46/r2"
 
 
 def test_the_run_key_holds_the_digest_so_that_the_next_drift_runs_again():

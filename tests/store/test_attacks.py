@@ -17,7 +17,7 @@ from akidb_pipelines.store.metadata import METADATA, TIMESTAMP
 from akidb_pipelines.store.publisher import open_publisher
 from akidb_pipelines.store.pull import Puller, Wanted
 from akidb_pipelines.store.registry import open_registry
-from tests.store.conftest import content
+from tests.services.places import content
 
 KIND = "fixtures"
 

@@ -13,7 +13,7 @@ from akidb_pipelines.errors import InputError, IntegrityError, OutsideError
 from akidb_pipelines.store.areas import area
 from akidb_pipelines.store.objects import AlreadyExistsError, ArchivedError, Availability, MissingObjectError, SwapError
 from akidb_pipelines.store.transfer import PART_BYTES
-from tests.store.conftest import place_of, use
+from tests.services.places import place_of, use
 
 
 def sha256(data: bytes) -> str:

@@ -20,7 +20,7 @@ from akidb_pipelines.store.areas import area
 from akidb_pipelines.store.objects import AlreadyExistsError, SwapError
 from akidb_pipelines.store.remote import RemoteStore
 from tests.services import fault_proxy, http_stub
-from tests.store.conftest import Place, oci_place, place_of, seaweed_place, use
+from tests.services.places import Place, oci_place, place_of, seaweed_place, use
 
 ALWAYS = 1000
 
@@ -331,7 +331,7 @@ def test_without_credentials_it_says_which_to_set(tmp_path, monkeypatch):
 
 
 def test_a_certificate_that_is_not_trusted_is_said(s3_rules, tmp_path, monkeypatch):
-    from tests.store.conftest import rules_place
+    from tests.services.places import rules_place
 
     impatient(monkeypatch)
     place = rules_place(s3_rules)

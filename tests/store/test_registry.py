@@ -24,7 +24,7 @@ from akidb_pipelines.store.publisher import open_publisher, prepare_areas
 from akidb_pipelines.store.pull import Puller, Wanted
 from akidb_pipelines.store.registry import open_registry
 from akidb_pipelines.store.report import examine
-from tests.store.conftest import content
+from tests.services.places import content
 
 KIND = "fixtures"
 
@@ -58,7 +58,7 @@ def test_a_release_is_published_and_a_stranger_pulls_it(place, tmp_path):
 
 
 def test_without_a_root_nothing_of_a_server_is_trusted(oci_stub, tmp_path, monkeypatch):
-    from tests.store.conftest import oci_place, use
+    from tests.services.places import oci_place, use
 
     place = oci_place(oci_stub, tmp_path)
     use(place, monkeypatch)
@@ -70,7 +70,7 @@ def test_without_a_root_nothing_of_a_server_is_trusted(oci_stub, tmp_path, monke
 
 
 def test_init_makes_the_areas_or_says_what_to_create(oci_stub, s3_rules, seaweed, tmp_path, monkeypatch):
-    from tests.store.conftest import Place, use
+    from tests.services.places import Place, use
 
     config = str(oci_stub.config_file(tmp_path))
     place = Place("oci://axns/new", {"OCI_CONFIG_FILE": config, "AKIDB_OCI_ENDPOINT": oci_stub.endpoint})
