@@ -5,8 +5,10 @@ VENV := $(CHECKOUT)/.venv
 BIN := $(VENV)/bin
 PORT ?= 3000
 PYTEST_ARGS ?=
+REPEAT ?= 5
+CHAOS := $(addprefix tests/store/test_,faults.py kills.py attacks.py retention.py pull.py)
 
-.PHONY: help setup setup-dev run ui test test-all lint bench lock clean
+.PHONY: help setup setup-dev run ui test test-all lint chaos bench lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -36,6 +38,10 @@ test: setup-dev lint  ## everything that CI runs
 test-all: setup-dev lint  ## test, and every kill point and repeat
 	@scripts/test-packages
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+chaos: setup-dev  ## the fault matrix: faults, kill points, attacks and races, REPEAT=5 times in a row
+	@scripts/test-packages
+	@for n in $$(seq $(REPEAT)); do $(BIN)/python -m pytest -q $(CHAOS) $(PYTEST_ARGS) || exit 1; done
 
 bench: setup-dev  ## comparisons against peers and limits, as ratios
 	@$(BIN)/python -m bench

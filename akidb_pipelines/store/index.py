@@ -1,12 +1,12 @@
-"""What the signed role `targets` says of a registry: every release, and where each channel points. Values only; no store, no keys.
+"""What a registry says: every release, and where each channel points. Values and their text; no store, no keys.
 
-Two kinds of TUF targets (https://theupdateframework.github.io/specification/latest/):
+One document a kind, `<kind>/index.json`, is the truth. It is a TUF target, hence signed; so are, for whoever follows a channel or checks a
+provenance with any TUF client (https://theupdateframework.github.io/specification/latest/), two kinds of targets that follow from it:
 
-    <kind>/releases/<name>/r<N>/provenance.json     a release: the file is its SLSA provenance
-    <kind>/channels/<channel>.json                  a channel: the file names a release and its manifest's digest
+    <kind>/channels/<channel>.json                  names a release and its manifest's digest
+    <kind>/releases/<name>/r<N>/provenance.json     the SLSA provenance of a release
 
-What is needed to list and choose stands in each target's signed `custom` field, so that one document shows everything; the files are for
-whoever follows a channel or checks a provenance with any TUF client.
+(Not every release a target with a `custom` field: TUF's canonical JSON is slow, and a thousand targets made pulling three times as dear.)
 
 A channel moves forward only. `high` is the furthest release it ever reached: a rollback moves the head back under a new sequence number and
 leaves `high`, so that releasing the withdrawn bytes again does not bring them back.
@@ -14,24 +14,18 @@ leaves `high`, so that releasing the withdrawn bytes again does not bring them b
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from akidb_pipelines.errors import InputError, IntegrityError
-
-if TYPE_CHECKING:
-    from tuf.api.metadata import TargetFile
 
 LATEST, STABLE = "latest", "stable"
 CHANNELS = (LATEST, STABLE)
 """`latest` follows every new release; `stable` is promoted by hand."""
 
-_RELEASE_PATH = re.compile(r"([a-z-]+)/releases/([^/]+)/r(\d+)/provenance\.json")
-_CHANNEL_PATH = re.compile(r"([a-z-]+)/channels/([a-z-]+)\.json")
 _ID = re.compile(r"([^/]+)/r(\d+)")
 
 
@@ -96,9 +90,9 @@ class Head:
     sequence: int
     """One more with every move."""
     moved_at: str
-    reason: str
     high: Version
     """The furthest release it ever pointed at."""
+    reason: str = ""
 
     @property
     def path(self) -> str:
@@ -107,7 +101,7 @@ class Head:
 
     def to_json(self) -> bytes:
         """The target's content."""
-        return (json.dumps(_head_fields(self), sort_keys=True, indent=2) + "\n").encode()
+        return (json.dumps(_fields(self), sort_keys=True, indent=2) + "\n").encode()
 
 
 @dataclass(frozen=True)
@@ -174,7 +168,7 @@ class Index:
         if head and head.high >= entry.version:
             return self
         sequence = head.sequence + 1 if head else 1
-        return self._moved(Head(entry.kind, channel, entry.version, entry.manifest_sha256, sequence, now, reason, entry.version))
+        return self._moved(Head(entry.kind, channel, entry.version, entry.manifest_sha256, sequence, now, entry.version, reason))
 
     def promoted(self, channel: str, entry: Entry, now: str, reason: str) -> Index:
         """Move a channel forward to a release because somebody says so; also to one that it was rolled back from.
@@ -194,7 +188,7 @@ class Index:
             )
         high = max(head.high, entry.version) if head else entry.version
         sequence = head.sequence + 1 if head else 1
-        return self._moved(Head(entry.kind, channel, entry.version, entry.manifest_sha256, sequence, now, reason, high))
+        return self._moved(Head(entry.kind, channel, entry.version, entry.manifest_sha256, sequence, now, high, reason))
 
     def rolled_back(self, kind: str, channel: str, to: Version | None, now: str, reason: str) -> Index:
         """Move a channel back to an earlier release (default: the one before), under a new sequence number.
@@ -239,60 +233,73 @@ def _pointing(head: Head, entry: Entry) -> Head:
     return replace(head, version=entry.version, manifest_sha256=entry.manifest_sha256)
 
 
-# --- as TUF targets
+# --- as documents
+
+PROVENANCE_TARGETS = 32
+"""So many of a kind's newest releases have their provenance listed as a target, besides those that channels and pins name. The index names
+the digest of every provenance."""
 
 
-def to_targets(index: Index) -> dict[str, TargetFile]:
-    """The index as the targets of a TUF role, by path."""
-    from tuf.api.metadata import TargetFile
-
-    targets = {}
-    for entry in index.entries.values():
-        custom = {"manifest_sha256": entry.manifest_sha256, "size_bytes": entry.size_bytes, "published_at": entry.published_at}
-        custom |= {name: value for name in ("revoked", "pinned", "retired_at") if (value := getattr(entry, name))}
-        hashes = {"sha256": entry.provenance_sha256}
-        targets[entry.path] = TargetFile(entry.provenance_bytes, hashes, entry.path, {"custom": custom})
-    for head in index.heads.values():
-        content = head.to_json()
-        hashes = {"sha256": hashlib.sha256(content).hexdigest()}
-        targets[head.path] = TargetFile(len(content), hashes, head.path, {"custom": _head_fields(head)})
-    return targets
+def index_path(kind: str) -> str:
+    """The target that holds a kind's index."""
+    return f"{kind}/index.json"
 
 
-def from_targets(targets: Mapping[str, TargetFile]) -> Index:
-    """Read the targets of a verified TUF role.
+def kind_of(path: str) -> str | None:
+    """The kind whose index a target holds, or None if it holds something else."""
+    kind, _, rest = path.partition("/")
+    return kind if rest == "index.json" else None
+
+
+def to_documents(index: Index) -> dict[str, bytes]:
+    """The documents that say what an index says, by target path."""
+    documents = {head.path: head.to_json() for head in index.heads.values()}
+    for kind in sorted({kind for kind, _ in (*index.entries, *index.heads)}):
+        content = {
+            "releases": [_fields(e, without=("kind",)) for e in index.of(kind)],
+            "channels": [_fields(h, without=("kind",)) for h in index.heads.values() if h.kind == kind],
+        }
+        documents[index_path(kind)] = (json.dumps(content, sort_keys=True) + "\n").encode()
+    return documents
+
+
+def listed_provenances(index: Index) -> list[Entry]:
+    """The releases whose provenance is a target."""
+    pointed = {(h.kind, h.version) for h in index.heads.values()}
+    listed = []
+    for kind in index.kinds():
+        entries = index.of(kind)
+        older, newest = entries[:-PROVENANCE_TARGETS], entries[-PROVENANCE_TARGETS:]
+        listed += [e for e in older if e.pinned or (kind, e.version) in pointed] + newest
+    return listed
+
+
+def from_documents(documents: Mapping[str, bytes]) -> Index:
+    """Read verified indexes, by kind.
 
     Raises:
-        IntegrityError: a target is not of this registry's kind; whoever signed it used another version.
+        IntegrityError: one is none; whoever signed it used another version.
     """
     entries: dict[tuple[str, Version], Entry] = {}
     heads: dict[tuple[str, str], Head] = {}
-    for path, target in targets.items():
+    for kind, data in documents.items():
         try:
-            if match := _RELEASE_PATH.fullmatch(path):
-                version = Version(match[2], int(match[3]))
-                entries[match[1], version] = Entry(
-                    kind=match[1],
-                    version=version,
-                    provenance_sha256=target.hashes["sha256"],
-                    provenance_bytes=target.length,
-                    **target.custom,
-                )
-            elif match := _CHANNEL_PATH.fullmatch(path):
-                heads[match[1], match[2]] = _head(target.custom)
-            else:
-                raise ValueError("unknown path")
-        except (KeyError, TypeError, ValueError) as error:
-            raise IntegrityError(f"registry: target {path}: {error!r}", hint="upgrade akidb-pipelines") from error
+            content = json.loads(data)
+            for fields in content["releases"]:
+                version = Version.parse(fields.pop("version"))
+                entries[kind, version] = Entry(kind=kind, version=version, **fields)
+            for fields in content["channels"]:
+                version, high = Version.parse(fields.pop("version")), Version.parse(fields.pop("high"))
+                heads[kind, fields["channel"]] = Head(kind=kind, version=version, high=high, **fields)
+        except (KeyError, TypeError, ValueError, InputError) as error:
+            raise IntegrityError(f"registry: the index of {kind} is none: {error!r}", hint="upgrade akidb-pipelines") from error
     return Index(entries, heads)
 
 
-def _head_fields(head: Head) -> dict[str, Any]:
-    return {**asdict(head), "version": str(head.version), "high": str(head.high)}
-
-
-def _head(fields: Mapping[str, Any]) -> Head:
-    return Head(**{**fields, "version": Version.parse(fields["version"]), "high": Version.parse(fields["high"])})
+def _fields(value: Entry | Head, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A value's fields as JSON has them; what is empty is left out."""
+    fields = {name: value for name, value in vars(value).items() if name not in without and value != ""}
+    return {name: str(value) if isinstance(value, Version) else value for name, value in fields.items()}
 
 
 Change = Callable[[Index], Index]

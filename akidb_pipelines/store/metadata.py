@@ -12,19 +12,20 @@ nothing names; the next takes the next free number.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from akidb_pipelines.errors import CheckError, IntegrityError, OutsideError
-from akidb_pipelines.store.index import Entry, Index, Version, from_targets, to_targets
+from akidb_pipelines.store.index import Entry, Index, Version, from_documents, kind_of, listed_provenances, to_documents
 from akidb_pipelines.store.keys import ROLES, KeyRing
 from akidb_pipelines.store.manifest import ReleaseManifest
 from akidb_pipelines.store.objects import AlreadyExistsError, MissingObjectError, ObjectStore
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
-    from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
+    from tuf.api.metadata import Metadata, Root, Snapshot, TargetFile, Targets, Timestamp
 
 METADATA = "tuf/metadata/"
 TARGETS = "tuf/targets/"
@@ -74,6 +75,14 @@ def target_key(path: str, sha256: str) -> str:
     return f"{TARGETS}{folder}/{sha256}.{file}"
 
 
+def live_keys(state: State) -> set[str]:
+    """Where everything is that the state names."""
+    targets = {target_key(path, target.hashes["sha256"]) for path, target in state.targets.signed.targets.items()}
+    listed = {target_key(e.path, e.provenance_sha256) for e in state.index.entries.values()}
+    versions = {f"{METADATA}{getattr(state, role).signed.version}.{role}.json" for role in ("targets", "snapshot")}
+    return {TIMESTAMP, *targets, *listed, *versions}
+
+
 # --- reading
 
 
@@ -121,7 +130,32 @@ def load(channels: ObjectStore, trusted_root: bytes) -> State | None:
             f"registry {channels.url}: its metadata does not verify: {error}",
             hint="somebody changed it by hand, or the trusted root is another registry's; docs/runbooks/pull-fails.md",
         ) from error
-    return State(root, targets, snapshot, timestamp, timestamp_bytes, from_targets(targets.signed.targets))
+    index = read_index(targets.signed, lambda target: read_target(channels, target))
+    return State(root, targets, snapshot, timestamp, timestamp_bytes, index)
+
+
+def read_index(targets: Targets, read: Callable[[TargetFile], bytes]) -> Index:
+    """The index that a verified role `targets` names; `read` brings a target's content and verifies it."""
+    kinds = {kind: target for path, target in targets.targets.items() if (kind := kind_of(path))}
+    return from_documents({kind: read(target) for kind, target in kinds.items()})
+
+
+def read_target(channels: ObjectStore, target: TargetFile) -> bytes:
+    """A target's content.
+
+    Raises:
+        IntegrityError: it is not what the signed metadata names.
+    """
+    from tuf.api.exceptions import LengthOrHashMismatchError
+
+    # One byte more than there should be is enough to know: an endless answer is not waited for.
+    data = channels.read(target_key(target.path, target.hashes["sha256"]), 0, target.length + 1)
+    try:
+        target.verify_length_and_hashes(data)
+    except LengthOrHashMismatchError as error:
+        hint = "somebody who may not sign changed the store; docs/runbooks/pull-fails.md"
+        raise IntegrityError(f"registry {channels.url}: {target.path} is not the signed one: {error}", hint=hint) from error
+    return data
 
 
 def _verify(root: Metadata[Root], role: str, metadata: Metadata[Any]) -> None:
@@ -134,7 +168,7 @@ def _verify(root: Metadata[Root], role: str, metadata: Metadata[Any]) -> None:
 def commit(channels: ObjectStore, state: State, index: Index, keys: KeyRing, now: datetime) -> State:
     """Make an index the one that clients see: sign and store targets and snapshot, then swap the timestamp.
 
-    The contents of targets must be there already (`put_heads`, and the publisher's provenance).
+    Provenances must be there already (`put_entry`).
 
     Raises:
         SwapError: somebody else published meanwhile; nothing that clients see was changed.
@@ -143,8 +177,7 @@ def commit(channels: ObjectStore, state: State, index: Index, keys: KeyRing, now
     from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets, Timestamp
 
     signers = _signers(state.root.signed, keys, ("targets", "snapshot", "timestamp"))
-    put_heads(channels, state.index, index)
-    targets = Targets(expires=_end(now, "targets"), targets=to_targets(index))
+    targets = Targets(expires=_end(now, "targets"), targets=_put_targets(channels, index))
     targets_bytes = _put_next(channels, "targets", Metadata(targets), state.next_version("targets"), signers["targets"])
     snapshot = Snapshot(expires=_end(now, "snapshot"), meta={"targets.json": _named(targets.version, targets_bytes)})
     snapshot_bytes = _put_next(channels, "snapshot", Metadata(snapshot), state.next_version("snapshot"), signers["snapshot"])
@@ -167,12 +200,17 @@ def put_entry(channels: ObjectStore, manifest: ReleaseManifest, version: Version
     return entry
 
 
-def put_heads(channels: ObjectStore, before: Index, after: Index) -> None:
-    """Store the contents of channels that moved."""
-    for place, head in after.heads.items():
-        if before.heads.get(place) != head:
-            content = head.to_json()
-            channels.create(target_key(head.path, _sha256(content)), content)
+def _put_targets(channels: ObjectStore, index: Index) -> dict[str, TargetFile]:
+    """Store an index's documents; returns them as targets, with the provenances."""
+    from tuf.api.metadata import TargetFile
+
+    targets = {}
+    for path, content in to_documents(index).items():
+        targets[path] = TargetFile(len(content), {"sha256": _sha256(content)}, path)
+        channels.create(target_key(path, _sha256(content)), content)
+    for entry in listed_provenances(index):
+        targets[entry.path] = TargetFile(entry.provenance_bytes, {"sha256": entry.provenance_sha256}, entry.path)
+    return targets
 
 
 def _put_next(channels: ObjectStore, role: str, metadata: Metadata[Any], version: int, signers: list[Signer]) -> bytes:

@@ -96,7 +96,28 @@ class Publisher:
             InputError: there is no root to trust.
             IntegrityError: what is there does not verify.
         """
-        return self._load().index if self.registry.root() else Index()
+        return self.state().index if self.registry.root() else Index()
+
+    def state(self) -> metadata.State:
+        """The metadata as it stands, verified; that of a registry without a first commit is empty.
+
+        Raises:
+            InputError: there is no registry.
+            IntegrityError: what is there does not verify, or is older than what this machine has seen.
+        """
+        root = self.registry.root()
+        if root is None:
+            raise InputError(f"registry {self.registry.url}: nothing was released yet", hint="run `make run`, or check AKIDB_STORE")
+        state = metadata.load(self.registry.channels, root)
+        if state is None:
+            return metadata.empty_state(root)
+        seen = self.registry.trust(root).last_seen(state.root.signed)
+        if seen > state.timestamp.signed.version:
+            raise IntegrityError(
+                f"registry {self.registry.url}: it is at version {state.timestamp.signed.version}, this machine has seen {seen}",
+                hint="an older copy of the store was put back: restore the newest; docs/runbooks/pull-fails.md",
+            )
+        return state
 
     # --- releases
 
@@ -276,7 +297,7 @@ class Publisher:
             self._make_root()
         elif self.registry.channels.stat(metadata.TIMESTAMP):
             return False
-        Edit(self, held, self._load(), new).commit(adopt(self.registry, self._now_text(), report))
+        Edit(self, held, self.state(), new).commit(adopt(self.registry, self._now_text(), report))
         forget_old_pointers(self.registry)
         return new
 
@@ -308,22 +329,7 @@ class Publisher:
         channels = self.registry.channels
         with hold(channels, purpose, run_id, patience_s=self.patience_s, report=lambda what: report(Progress(what))) as held:
             made = make and self._ensure_made(held, report)
-            yield Edit(self, held, self._load(), made)
-
-    def _load(self) -> metadata.State:
-        root = self.registry.root()
-        if root is None:
-            raise InputError(f"registry {self.registry.url}: nothing was released yet", hint="run `make run`, or check AKIDB_STORE")
-        state = metadata.load(self.registry.channels, root)
-        if state is None:
-            return metadata.empty_state(root)
-        seen = self.registry.trust(root).last_seen(state.root.signed)
-        if seen > state.timestamp.signed.version:
-            raise IntegrityError(
-                f"registry {self.registry.url}: it is at version {state.timestamp.signed.version}, this machine has seen {seen}",
-                hint="an older copy of the store was put back: restore the newest; docs/runbooks/pull-fails.md",
-            )
-        return state
+            yield Edit(self, held, self.state(), made)
 
     def _ends_soon(self, state: metadata.State) -> bool:
         return any(self._is_due(state, role) for role in ("targets", "snapshot", "timestamp"))

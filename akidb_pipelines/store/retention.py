@@ -11,13 +11,14 @@ that slept past its lease then loses the swap instead of naming contents that ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from akidb_pipelines.store.index import Entry, Index
 from akidb_pipelines.store.lease import BusyError, read
 from akidb_pipelines.store.manifest import blob_key, release_key
+from akidb_pipelines.store.metadata import live_keys
 from akidb_pipelines.store.objects import ObjectInfo, Upload
 from akidb_pipelines.store.publisher import Publisher
 from akidb_pipelines.store.registry import Registry
@@ -61,6 +62,8 @@ class Plan:
     """Keys in area `artifacts` that go."""
     uploads: tuple[Upload, ...]
     """Unfinished uploads that are given up."""
+    documents: tuple[str, ...] = ()
+    """Keys in area `channels` of superseded metadata that go."""
 
     @property
     def removed_bytes(self) -> int:
@@ -135,10 +138,32 @@ def _kept_because(index: Index, entry: Entry, policies: Mapping[str, Policy]) ->
     return f"one of the newest {policy.newest}" if entry.version.name in names else ""
 
 
-def survey(registry: Registry, index: Index, now: datetime) -> Plan:
-    """Look at a registry and decide."""
+def survey(registry: Registry, index: Index, named: Collection[str], now: datetime) -> Plan:
+    """Look at a registry and decide.
+
+    Args:
+        registry: where.
+        index: what is released.
+        named: keys of the metadata in force.
+        now: the moment to decide for.
+    """
     contents = {(e.kind, str(e.version)): [f.sha256 for f in registry.release(e).manifest.files] for e in index.entries.values()}
-    return plan(index, contents, registry.artifacts.list("blobs/"), registry.artifacts.unfinished(), now)
+    found = plan(index, contents, registry.artifacts.list("blobs/"), registry.artifacts.unfinished(), now)
+    documents = superseded(registry.channels.list("tuf/"), named, now)
+    if documents:
+        told = Decision("superseded metadata", "remove", f"{len(documents)} documents that nothing has named for {GRACE.days} days")
+        return replace(found, documents=documents, decisions=(*found.decisions, told))
+    return found
+
+
+def superseded(stored: Iterable[ObjectInfo], named: Collection[str], now: datetime) -> tuple[str, ...]:
+    """Documents of area `channels` that are named no more and old enough that no reader is half way through them. Roots stay for ever:
+    a client that slept for years follows them one by one."""
+    return tuple(
+        info.key
+        for info in stored
+        if info.key not in named and not info.key.endswith(".root.json") and now - info.modified_at >= GRACE
+    )
 
 
 def collect(publisher: Publisher, *, dry_run: bool = False, report: Callable[[str], None] = lambda _: None) -> Plan:
@@ -152,7 +177,8 @@ def collect(publisher: Publisher, *, dry_run: bool = False, report: Callable[[st
     if registry.root() is None:
         return Plan((), Index(), (), ())
     if dry_run:
-        return survey(registry, registry.index(), now)
+        state = publisher.state()
+        return survey(registry, state.index, live_keys(state), now)
     holder = read(registry.channels)
     if holder and not holder.released and now - datetime.fromisoformat(holder.taken_at) < YOUNG_LEASE:
         raise BusyError(
@@ -160,11 +186,12 @@ def collect(publisher: Publisher, *, dry_run: bool = False, report: Callable[[st
             hint=f"run it again when that publisher has ended; of a dead one, {YOUNG_LEASE.total_seconds() / 3600:.0f} hours after",
         )
     with publisher.editing("collecting garbage") as edit:
-        found = survey(registry, edit.index, now)
+        found = survey(registry, edit.index, live_keys(edit.state), now)
         if found.index != edit.index or found.objects:
             edit.commit(found.index)
         report(f"removing {len(found.objects)} objects, {found.removed_bytes / 1e6:.1f} MB")
         registry.artifacts.delete(found.objects)
+        registry.channels.delete(found.documents)
         for upload in found.uploads:
             registry.artifacts.abort(upload)
     return found

@@ -8,7 +8,6 @@ What was verified is kept in a folder, so that the next refresh is held to it.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from akidb_pipelines.errors import IntegrityError, OutsideError, PipelineError
-from akidb_pipelines.store.index import Entry, Index, from_targets
-from akidb_pipelines.store.metadata import METADATA, TIMESTAMP, target_key
+from akidb_pipelines.files import write_whole
+from akidb_pipelines.store.index import Entry, Index
+from akidb_pipelines.store.metadata import METADATA, TIMESTAMP, read_index, read_target
 from akidb_pipelines.store.objects import MissingObjectError, ObjectStore, unreachable
 
 if TYPE_CHECKING:
-    from tuf.api.metadata import Root, Timestamp
+    from tuf.api.metadata import Root, TargetFile, Timestamp
     from tuf.ngclient import FetcherInterface
 
 
@@ -55,9 +55,22 @@ class Trust:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 Updater(str(self._folder), METADATA, fetcher=fetcher, bootstrap=self._root).refresh()
                 verified: Metadata[Targets] = Metadata.from_bytes((self._folder / "targets.json").read_bytes())
+            return read_index(verified.signed, self._document)
         except OSError as error:
             raise unreachable(str(self._folder), "keeping verified metadata", error) from error
-        return from_targets(verified.signed.targets)
+
+    def _document(self, target: TargetFile) -> bytes:
+        """A target's content, kept until the next one of its path is read."""
+        from tuf.api.exceptions import LengthOrHashMismatchError
+
+        kept = self._folder / target.path.replace("/", "-")
+        try:
+            data = kept.read_bytes()
+            target.verify_length_and_hashes(data)
+        except (FileNotFoundError, LengthOrHashMismatchError):
+            data = read_target(self._channels, target)
+            write_whole(kept, data)
+        return data
 
     def last_seen(self, root: Root) -> int:
         """The newest timestamp version that was verified here under this root; 0 if none."""
@@ -75,12 +88,11 @@ class Trust:
         """The provenance of a release, verified.
 
         Raises:
-            IntegrityError: it is not what the signed metadata names.
+            IntegrityError: it is not what the signed index names.
         """
-        data = self._channels.read(target_key(entry.path, entry.provenance_sha256), 0, entry.provenance_bytes + 1)
-        if hashlib.sha256(data).hexdigest() != entry.provenance_sha256:
-            raise IntegrityError(f"{entry.version}: its provenance is not the signed one", hint=_ALTERED)
-        return data
+        from tuf.api.metadata import TargetFile
+
+        return read_target(self._channels, TargetFile(entry.provenance_bytes, {"sha256": entry.provenance_sha256}, entry.path))
 
     @contextmanager
     def _telling(self, fetcher: FetcherInterface) -> Iterator[None]:

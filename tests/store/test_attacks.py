@@ -109,9 +109,18 @@ def test_arbitrary_software_a_blob_is_replaced(client, publisher, tmp_path):
 
 
 def test_arbitrary_software_the_channel_is_edited(client, tmp_path):
+    """In the index, which every signature only names by its digest."""
+    for path in (tmp_path / "store" / "channels" / "tuf" / "targets" / "fixtures").glob("*.index.json"):
+        overwrite(path, path.read_bytes().replace(b'"version": "2026-W47/r1"', b'"version": "2026-W46/r1"'))
+    with pytest.raises(IntegrityError, match="is not the signed one"):
+        client.pull(Wanted(KIND), tmp_path / "out")
+
+
+def test_arbitrary_software_the_list_of_targets_is_edited(client, tmp_path):
     folder = metadata_folder(tmp_path)
     path = max(folder.glob("*.targets.json"), key=lambda p: int(p.name.split(".")[0]))
-    overwrite(path, path.read_bytes().replace(b'"version":"2026-W47/r1"', b'"version":"2026-W46/r1"'))
+    data = path.read_bytes()
+    overwrite(path, data.replace(b"2026-W47", b"2026-W74"))
     with pytest.raises(IntegrityError, match="does not verify"):
         client.pull(Wanted(KIND), tmp_path / "out")
 
@@ -141,10 +150,9 @@ def test_forged_key_a_new_root_that_the_old_one_did_not_sign(client, publisher, 
 
 def test_the_publisher_signs_nothing_that_it_did_not_find_signed(publisher, root_file, tmp_path):
     """Else an attacker would plant a release and wait for the next weekly run to sign it."""
-    folder = metadata_folder(tmp_path)
-    path = max(folder.glob("*.targets.json"), key=lambda p: int(p.name.split(".")[0]))
-    overwrite(path, path.read_bytes().replace(b"2026-W46", b"2026-W66"))
-    with pytest.raises(IntegrityError, match="does not verify"):
+    for path in (tmp_path / "store" / "channels" / "tuf" / "targets" / "fixtures").glob("*.index.json"):
+        overwrite(path, path.read_bytes().replace(b"2026-W46", b"2026-W66"))
+    with pytest.raises(IntegrityError, match="is not the signed one"):
         publisher.publish(*content(tmp_path / "w48", "2026-W48", db=b"x"))
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -166,6 +167,40 @@ def test_the_provenance_says_from_what_and_by_whom(publisher, tmp_path):
     assert told["predicate"]["runDetails"]["metadata"]["invocationId"] == "run-7"
     stored = registry.artifacts.read("fixtures/releases/2026-W47/r1/provenance.json")
     assert json.loads(stored) == told
+
+
+def test_any_tuf_client_can_follow_a_channel_and_check_a_provenance(publisher, tmp_path):
+    """python-tuf's own client, over files, knowing nothing of our index."""
+    from tuf.ngclient import FetcherInterface, Updater
+
+    publisher.publish(*content(tmp_path / "a", "2026-W47", db=b"data"))
+    base = tmp_path / "store" / "channels" / "tuf"
+
+    class Files(FetcherInterface):
+        def _fetch(self, url):
+            from tuf.api.exceptions import DownloadHTTPError
+
+            path = base / url
+            if not path.is_file():
+                raise DownloadHTTPError("", 404)
+            yield path.read_bytes()
+
+    (tmp_path / "targets").mkdir()
+    updater = Updater(
+        str(tmp_path / "client"),
+        "metadata/",
+        str(tmp_path / "targets"),
+        "targets/",
+        fetcher=Files(),
+        bootstrap=publisher.registry.own_root.read_bytes(),
+    )
+    told = {}
+    for path in ("fixtures/channels/latest.json", "fixtures/releases/2026-W47/r1/provenance.json"):
+        told[path] = json.loads(Path(updater.download_target(updater.get_targetinfo(path))).read_bytes())
+    head = told["fixtures/channels/latest.json"]
+    assert (head["version"], head["sequence"]) == ("2026-W47/r1", 1)
+    subjects = told["fixtures/releases/2026-W47/r1/provenance.json"]["subject"]
+    assert {"name": "manifest.json", "digest": {"sha256": head["manifest_sha256"]}} in subjects
 
 
 # --- channels by hand

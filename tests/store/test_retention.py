@@ -121,7 +121,22 @@ def test_kinds_without_a_policy_are_kept_for_ever(publisher, tmp_path):
         manifest, folder = content(tmp_path / str(n), f"2026-W{30 + n}", db=str(n).encode())
         publisher.publish(replace(manifest, kind="runner-images"), folder)
     plan = collect(later(publisher, days=100), dry_run=True)
-    assert {d.action for d in plan.decisions} == {"keep"}
+    assert {d.action for d in plan.decisions if d.what.startswith(("runner", "blobs"))} == {"keep"}
+
+
+def test_superseded_metadata_goes_and_roots_stay(publisher, tmp_path):
+    publish_weeks(publisher, tmp_path, 3)
+    publisher.rotate_key("timestamp")
+    plan = collect(later(publisher, days=8))
+    assert "superseded metadata" in {d.what for d in plan.decisions}
+    left = {o.key.removeprefix("tuf/metadata/") for o in publisher.registry.channels.list("tuf/metadata/")}
+    assert {name for name in left if "root" in name} == {"1.root.json", "2.root.json", "3.root.json"}
+    assert len(left) == 3 + 3, "roots, and timestamp, snapshot and targets in force"
+    puller = Puller(publisher.registry, tmp_path / "cache")
+    for n in range(3):
+        assert puller.pull(Wanted(KIND, name=FIRST.shift(n).iso), tmp_path / str(n)).paths
+    publish_weeks(publisher, tmp_path, 1, start=3)
+    assert puller.pull(Wanted(KIND), tmp_path / "o").id == f"{FIRST.shift(3).iso}/r1"
 
 
 # --- beside a publisher
