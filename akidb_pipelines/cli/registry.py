@@ -220,8 +220,6 @@ def _version(text: str) -> Version:
 
 
 def _channel(name: str) -> str:
-    from akidb_pipelines.store.index import CHANNELS
+    from akidb_pipelines.store.index import known_channel
 
-    if name not in CHANNELS:
-        raise InputError(f"there is no channel {name!r}", hint=f"choose among {', '.join(CHANNELS)}")
-    return name
+    return known_channel(name)

@@ -26,6 +26,18 @@ LATEST, STABLE = "latest", "stable"
 CHANNELS = (LATEST, STABLE)
 """`latest` follows every new release; `stable` is promoted by hand."""
 
+
+def known_channel(name: str) -> str:
+    """The name of a channel, if it is one.
+
+    Raises:
+        InputError: it is not.
+    """
+    if name not in CHANNELS:
+        raise InputError(f"there is no channel {name!r}", hint=f"choose among {', '.join(CHANNELS)}")
+    return name
+
+
 _ID = re.compile(r"([^/]+)/r(\d+)")
 
 

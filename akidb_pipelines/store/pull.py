@@ -20,7 +20,7 @@ from pathlib import Path
 from akidb_pipelines.errors import CheckError, InputError, IntegrityError, OutsideError
 from akidb_pipelines.files import digest_file, sweep, sync_folder, temporary_prefix, write_whole
 from akidb_pipelines.progress import Progress, Report
-from akidb_pipelines.store.index import LATEST, Entry, Index
+from akidb_pipelines.store.index import LATEST, Entry, Index, known_channel
 from akidb_pipelines.store.local import LocalStore
 from akidb_pipelines.store.manifest import ReleaseFile, ReleaseManifest, blob_key, parse_release_manifest
 from akidb_pipelines.store.objects import MissingObjectError, unreachable
@@ -223,12 +223,12 @@ def _choose(index: Index, wanted: Wanted) -> Entry:
                 hint="pull one of these, or backfill it",
             )
     else:
-        head = index.head(kind, wanted.channel)
+        head = index.head(kind, known_channel(wanted.channel))
+        if head is None and not index.of(kind):
+            raise InputError(f"no {kind} were released yet", hint="run `make run`, or check AKIDB_STORE")
         if head is None:
-            known = sorted({h.channel for h in index.heads.values() if h.kind == kind})
-            if not known:
-                raise InputError(f"no {kind} were released yet", hint="run `make run`, or check AKIDB_STORE")
-            raise InputError(f"there is no channel {wanted.channel!r} of {kind}", hint=f"choose among: {', '.join(known)}")
+            hint = "pull another channel, or: akidb-pipelines registry promote RELEASE"
+            raise InputError(f"channel {wanted.channel} of {kind} points at nothing yet", hint=hint)
         entry = index.get(kind, head.version)
     if entry.revoked:
         raise CheckError(f"{entry.version} was revoked: {entry.revoked}", hint="pull the channel, or another week")

@@ -95,7 +95,7 @@ def test_channels_are_moved_and_releases_withdrawn_by_hand(cli, weeks, tmp_path)
         (("registry", "revoke", "2026-W46/r1"), "--reason"),
         (("store", "doctor", "ftp://x"), "unknown kind of store"),
         (("fixtures", "pull", "--dest", "x", "--root", "nowhere.json"), "trusted root nowhere.json"),
-        (("fixtures", "pull", "--dest", "x", "--channel", "stable"), "there is no channel 'stable'"),
+        (("fixtures", "pull", "--dest", "x", "--channel", "stable"), "channel stable of fixtures points at nothing yet"),
     ],
 )
 def test_unusable_input_ends_with_2_and_a_message(cli, weeks, arguments, told):

@@ -213,7 +213,7 @@ def three_weeks(publisher, tmp_path):
 
 def test_stable_is_promoted_by_hand_and_only_forward(publisher, tmp_path):
     three_weeks(publisher, tmp_path)
-    with pytest.raises(InputError, match="there is no channel 'stable'"):
+    with pytest.raises(InputError, match="channel stable of fixtures points at nothing yet"):
         pull(publisher, tmp_path, channel="stable")
     publisher.promote(KIND, Version("2026-W47", 1), "stable", "tried by QA")
     assert pull(publisher, tmp_path, channel="stable").id == "2026-W47/r1"
