@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from akidb_pipelines.errors import OutsideError
@@ -106,8 +107,14 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@cache
 def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())
+    """This machine and process namespace: host names repeat (`localhost`, containers of one compose file), and a pid means something in its
+    own namespace only. Stays the same over a reboot, whose dead processes must be known as dead."""
+    machine, namespace = Path("/etc/machine-id"), Path("/proc/self/ns/pid")
+    marks = [machine.read_text() if machine.is_file() else "", str(namespace.readlink()) if namespace.is_symlink() else ""]
+    told = hashlib.sha256("".join(marks).encode()).hexdigest()[:8]
+    return re.sub(r"[^A-Za-z0-9]", "_", f"{socket.gethostname()}_{told}")
 
 
 def _alive(pid: int) -> bool:

@@ -14,6 +14,17 @@ class Progress:
     done: int = 0
     total: int = 0
     """0 when unknown."""
+    in_bytes: bool = False
+    """Whether the amounts are bytes, rather than things."""
+
+    @property
+    def amount(self) -> str:
+        """`3 of 10`, `13.1 of 65.0 MB`, or nothing when it is not known."""
+        if not self.total:
+            return ""
+        if self.in_bytes:
+            return f"{self.done / 1e6:.1f} of {self.total / 1e6:.1f} MB"
+        return f"{self.done:,} of {self.total:,}"
 
 
 Report = Callable[[Progress], None]

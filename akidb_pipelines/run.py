@@ -9,7 +9,7 @@ from time import perf_counter
 
 import dagster as dg
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from akidb_pipelines import progress
@@ -68,7 +68,13 @@ def run_week(settings: Settings, week: Week, profiles: Sequence[str], console: C
         raise InputError(f"{week} is no week that is released", hint=f"choose one from {FIRST_WEEK} to the running week")
     open_workshop(settings).publisher.index()
     prepare_dagster_home(settings)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as bars, dg.DagsterInstance.get() as instance:
         _close_dead_runs(instance)
         tags = {**_REPOSITORY, _PROCESS: process_name()}
@@ -118,12 +124,13 @@ class _Bar:
 
     def __init__(self, bars: Progress, title: str) -> None:
         self._bars, self._title = bars, title
-        self._task: TaskID = bars.add_task(title, total=None)
+        self._task: TaskID = bars.add_task(title, total=None, amount="")
 
     def show(self, told: progress.Progress) -> None:
         # A stage without a total counts as done: it is short, and a bar that stays behind looks like trouble.
         done, total = (told.done, told.total) if told.total else (1, 1)
-        self._bars.update(self._task, description=f"{self._title}: {told.stage}", completed=done, total=total)
+        text = f"{self._title}: {told.stage}"
+        self._bars.update(self._task, description=text, completed=done, total=total, amount=told.amount)
 
 
 def _failure(week: Week, result: dg.ExecuteInProcessResult) -> PipelineError:

@@ -48,7 +48,9 @@ class Settings(BaseSettings):
         default=30, gt=0, description="Longest silence of a store's server that is put up with, in seconds."
     )
     registry_root: Path | None = Field(default=None, description="Root metadata of the registry that pulls trust.")
-    registry_keys: str = Field(default="", description="Signing keys: a folder, or vault:PREFIX; default $AKIDB_HOME/keys.")
+    registry_keys: str = Field(
+        default="", description="Signing keys: a folder, or vault:PREFIX; default in the registry's folder under AKIDB_HOME."
+    )
     oci_auth: Literal["config_file", "instance_principal"] = Field(
         default="config_file", description="How to sign in to OCI: ~/.oci/config, or as the OCI host that this runs on."
     )

@@ -98,7 +98,7 @@ def _logging(context: dg.AssetExecutionContext) -> Callable[[str], Report]:
             fifth = 5 * progress.done // progress.total if progress.total else 0
             if (progress.stage, fifth) not in told:
                 told.add((progress.stage, fifth))
-                amount = f": {progress.done:,} of {progress.total:,}" if progress.total else ""
+                amount = f": {progress.amount}" if progress.amount else ""
                 context.log.info(f"{profile}: {progress.stage}{amount}")
 
         return report

@@ -84,7 +84,23 @@ def test_only_the_composition_root_knows_dagster(module):
     assert not names & {"dagster", "assets", "schedules"}, f"{module} imports Dagster's side"
 
 
-HEAVY = ("great_expectations", "pandas", "oci", "duckdb", "boto3", "matplotlib", "faker", "sqlalchemy", "numpy", "apsw", "alembic")
+HEAVY = (
+    "great_expectations",
+    "pandas",
+    "oci",
+    "duckdb",
+    "boto3",
+    "botocore",
+    "tuf",
+    "securesystemslib",
+    "hvac",
+    "matplotlib",
+    "faker",
+    "sqlalchemy",
+    "numpy",
+    "apsw",
+    "alembic",
+)
 
 
 def test_loading_the_code_location_imports_nothing_heavy():

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from akidb_pipelines.cli.common import AsJson, WeekOption, err, print_json, transfer_bars, week_of, wide
-from akidb_pipelines.errors import ExitCode, InputError
+from akidb_pipelines.errors import ExitCode, InputError, IntegrityError
 from akidb_pipelines.files import scratch_folder
 from akidb_pipelines.periods import Week
 from akidb_pipelines.settings import Settings
@@ -171,7 +171,13 @@ def fixtures_list(as_json: AsJson = False) -> None:
     from akidb_pipelines.store.registry import open_registry
 
     registry = open_registry(Settings.load())
-    found = [(entry, registry.release(entry)) for entry in registry.index().of(KIND)]
+    found = []
+    for entry in registry.index().of(KIND):
+        try:
+            found.append((entry, registry.release(entry)))
+        except IntegrityError as error:
+            # One damaged release must not hide the others.
+            err.print(f"[yellow]{escape(str(error))}[/]", soft_wrap=True, highlight=False)
     if as_json:
         print_json(
             {

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from akidb_pipelines.cli.common import AsJson, err, print_json, wide
 from akidb_pipelines.errors import ExitCode, InputError
+from akidb_pipelines.progress import Progress
 from akidb_pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -52,11 +53,15 @@ def registry_init(
             err.print(f"{escape(str(error))}", soft_wrap=True, highlight=False)
         raise failed[0]
     publisher = open_publisher(settings, registry)
+
+    def tell(told: Progress) -> None:
+        err.print(escape(told.stage), soft_wrap=True, highlight=False)
+
     with err.status("making the registry"):
         if anew:
-            publisher.start_anew()
-        made = anew or publisher.init(lambda told: err.print(escape(told.stage), soft_wrap=True, highlight=False))
-        index = registry.index()
+            publisher.start_anew(tell)
+        made = anew or publisher.init(tell)
+        index = publisher.index()
     root = registry.root() or b""
     told = {
         "url": registry.url,
@@ -89,6 +94,7 @@ def registry_status(as_json: AsJson = False) -> None:
         print_json(
             {
                 "url": report.url,
+                "root_fingerprint": report.root_fingerprint,
                 "heads": [{**asdict(h), "version": str(h.version), "high": str(h.high)} for h in report.heads],
                 "releases": [{**asdict(e), "version": str(e.version)} for e in report.entries],
                 "expires": {role: moment.isoformat() for role, moment in report.expires.items()},
@@ -114,6 +120,7 @@ def registry_status(as_json: AsJson = False) -> None:
         wide(120).print(releases)
         ends = ", ".join(f"{role} {moment:%Y-%m-%d}" for role, moment in report.expires.items())
         typer.echo(f"metadata ends: {ends or 'nothing is signed yet'}")
+        typer.echo(f"root fingerprint: {report.root_fingerprint or 'none yet'}")
         for warning in report.warnings:
             err.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True, highlight=False)
     if report.warnings:
@@ -173,16 +180,17 @@ def registry_refresh() -> None:
 
 
 @registry_app.command("rotate-key")
-def registry_rotate_key(role: Annotated[str, typer.Argument(help="root, targets, snapshot or timestamp.")]) -> None:
-    """Replace the key of a role: after a leak, after a loss, or when someone who had it leaves. Needs the root key."""
+def registry_rotate_key(roles: Annotated[list[str], typer.Argument(help="Of root, targets, snapshot, timestamp.")]) -> None:
+    """Replace the keys of roles: after a leak, after a loss, or when someone who had them leaves. Needs the root key. Roles whose keys are
+    all lost must be named together."""
     from akidb_pipelines.store.keys import ROLES
 
-    if role not in ROLES:
-        raise InputError(f"there is no role {role!r}", hint=f"choose among {', '.join(ROLES)}")
+    if unknown := [role for role in roles if role not in ROLES]:
+        raise InputError(f"there is no role {unknown[0]!r}", hint=f"choose among {', '.join(ROLES)}")
     publisher = _publisher()
-    key = publisher.rotate_key(role)
-    typer.echo(f"role {role} is signed with key {key[:8]} from now on; it lies in {publisher.keys.where}")
-    typer.echo("Clients follow by themselves. Back the new key up, and destroy the old one.")
+    for role, key in publisher.rotate_keys(tuple(dict.fromkeys(roles))).items():
+        typer.echo(f"role {role} is signed with key {key[:8]} from now on; it lies in {publisher.keys.where}")
+    typer.echo("Clients follow by themselves. Back the new keys up, and destroy the old ones.")
 
 
 @registry_app.command("gc")

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from akidb_pipelines.errors import IntegrityError
+from akidb_pipelines.errors import InputError, IntegrityError
 from akidb_pipelines.files import scratch_folder
 from akidb_pipelines.progress import Progress, Report
 from akidb_pipelines.store.index import LATEST, Index, Version
 from akidb_pipelines.store.manifest import ReleaseManifest, blob_key, parse_release_manifest
 from akidb_pipelines.store.metadata import put_entry
-from akidb_pipelines.store.objects import MissingObjectError
 from akidb_pipelines.store.provenance import Origin, statement
 from akidb_pipelines.store.registry import Registry
 
@@ -28,12 +27,15 @@ def adopt(registry: Registry, now: str, report: Report) -> Index:
         report: told what stays out and why.
     """
     index = Index()
-    for key, version in sorted(_manifests(registry), key=lambda found: found[1]):
+    for key, kind, name, revision in sorted(_manifests(registry), key=lambda found: found[1:]):
         try:
+            version = Version.parse(f"{name}/{revision}")
             manifest = parse_release_manifest(registry.artifacts.read(key), key)
+            if (manifest.kind, manifest.name) != (kind, name):
+                raise IntegrityError(f"{key} is the manifest of {manifest.kind} {manifest.name}")
             _read_all(registry, manifest)
-        except (IntegrityError, MissingObjectError) as error:
-            report(Progress(f"{version} is not adopted: {error.message}"))
+        except (IntegrityError, InputError) as error:
+            report(Progress(f"{kind} {name}/{revision} is not adopted: {error.message}"))
             continue
         provenance = statement(manifest, Origin("", now, adopted=True))
         entry = put_entry(registry.channels, manifest, version, provenance, now)
@@ -41,11 +43,12 @@ def adopt(registry: Registry, now: str, report: Report) -> Index:
     return index
 
 
-def _manifests(registry: Registry) -> Iterator[tuple[str, Version]]:
+def _manifests(registry: Registry) -> Iterator[tuple[str, str, str, str]]:
+    """Key, kind, name and revision of everything that looks like a release."""
     for info in registry.artifacts.list(""):
         parts = info.key.split("/")
         if len(parts) == 5 and parts[1] == "releases" and parts[-1] == "manifest.json":
-            yield info.key, Version.parse(f"{parts[2]}/{parts[3]}")
+            yield info.key, parts[0], parts[2], parts[3]
 
 
 def _read_all(registry: Registry, manifest: ReleaseManifest) -> None:

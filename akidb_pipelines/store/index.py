@@ -9,7 +9,7 @@ provenance with any TUF client (https://theupdateframework.github.io/specificati
 (Not every release a target with a `custom` field: TUF's canonical JSON is slow, and a thousand targets made pulling three times as dear.)
 
 A channel moves forward only. `high` is the furthest release it ever reached: a rollback moves the head back under a new sequence number and
-leaves `high`, so that releasing the withdrawn bytes again does not bring them back.
+leaves `high`, so that releasing the withdrawn bytes again does not bring them back. `history` is where it may go back to.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from akidb_pipelines.errors import InputError, IntegrityError
 LATEST, STABLE = "latest", "stable"
 CHANNELS = (LATEST, STABLE)
 """`latest` follows every new release; `stable` is promoted by hand."""
+
+
+HISTORY = 8
+"""So many earlier releases a channel remembers."""
 
 
 def known_channel(name: str) -> str:
@@ -105,6 +109,8 @@ class Head:
     high: Version
     """The furthest release it ever pointed at."""
     reason: str = ""
+    history: tuple[str, ...] = ()
+    """Releases that it pointed at before, oldest first, without those that it was rolled back from."""
 
     @property
     def path(self) -> str:
@@ -179,8 +185,7 @@ class Index:
         head = self.head(entry.kind, channel)
         if head and head.high >= entry.version:
             return self
-        sequence = head.sequence + 1 if head else 1
-        return self._moved(Head(entry.kind, channel, entry.version, entry.manifest_sha256, sequence, now, entry.version, reason))
+        return self._forward(channel, head, entry, now, reason)
 
     def promoted(self, channel: str, entry: Entry, now: str, reason: str) -> Index:
         """Move a channel forward to a release because somebody says so; also to one that it was rolled back from.
@@ -198,12 +203,17 @@ class Index:
             raise InputError(
                 told, hint="channels move forward only; to go back on purpose, use `akidb-pipelines registry rollback`"
             )
-        high = max(head.high, entry.version) if head else entry.version
-        sequence = head.sequence + 1 if head else 1
-        return self._moved(Head(entry.kind, channel, entry.version, entry.manifest_sha256, sequence, now, high, reason))
+        return self._forward(channel, head, entry, now, reason)
+
+    def _forward(self, channel: str, head: Head | None, entry: Entry, now: str, reason: str) -> Index:
+        if head is None:
+            return self._moved(Head(entry.kind, channel, entry.version, entry.manifest_sha256, 1, now, entry.version, reason))
+        history = (*head.history, str(head.version))[-HISTORY:]
+        high = max(head.high, entry.version)
+        return self._moved(replace(_pointing(head, entry, now, reason), high=high, history=history))
 
     def rolled_back(self, kind: str, channel: str, to: Version | None, now: str, reason: str) -> Index:
-        """Move a channel back to an earlier release (default: the one before), under a new sequence number.
+        """Move a channel back to an earlier release (default: where it pointed before), under a new sequence number.
 
         Raises:
             InputError: the channel points nowhere, or there is no such earlier release that may be used.
@@ -211,38 +221,46 @@ class Index:
         head = self.head(kind, channel)
         if head is None:
             raise InputError(f"channel {channel} of {kind} points at nothing", hint="there is nothing to roll back")
-        entry = self.get(kind, to) if to else self._before(kind, head.version)
+        entry = self.get(kind, to) if to else self._before(head)
         if entry is None or entry.version >= head.version or entry.revoked:
             what = "is revoked" if entry and entry.revoked else f"is not before {head.version}" if entry else "is not there"
             raise InputError(
                 f"channel {channel} of {kind} cannot go back: {to or 'an earlier release'} {what}",
                 hint="name an earlier release with --to; `akidb-pipelines registry status` lists them",
             )
-        return self._moved(replace(_pointing(head, entry), sequence=head.sequence + 1, moved_at=now, reason=reason))
+        return self._moved(_pointing(head, entry, now, reason))
 
     def revoked(self, entry: Entry, now: str, reason: str) -> Index:
-        """Withdraw a release; channels that point at it go back to the release before, or point nowhere if there is none."""
+        """Withdraw a release; channels that point at it go back to where they pointed before, or point nowhere if they never did."""
         index = self.with_entry(replace(entry, revoked=reason))
         for head in [h for h in self.heads.values() if h.kind == entry.kind and h.version == entry.version]:
-            before = index._before(entry.kind, entry.version)
+            before = index._before(head)
             if before:
-                moved = _pointing(head, before)
-                index = index._moved(
-                    replace(moved, sequence=head.sequence + 1, moved_at=now, reason=f"{entry.version} revoked: {reason}")
-                )
+                index = index._moved(_pointing(head, before, now, f"{entry.version} revoked: {reason}"))
             else:
                 index = replace(index, heads={k: h for k, h in index.heads.items() if h != head})
         return index
 
-    def _before(self, kind: str, version: Version) -> Entry | None:
-        return max((e for e in self.of(kind) if e.version < version and not e.revoked), key=lambda e: e.version, default=None)
+    def _before(self, head: Head) -> Entry | None:
+        """The release that a channel pointed at last, of those that may still be used."""
+        known = (self.entries.get((head.kind, Version.parse(text))) for text in reversed(head.history))
+        return next((e for e in known if e and not e.revoked and e.version < head.version), None)
 
     def _moved(self, head: Head) -> Index:
         return replace(self, heads={**self.heads, (head.kind, head.channel): head})
 
 
-def _pointing(head: Head, entry: Entry) -> Head:
-    return replace(head, version=entry.version, manifest_sha256=entry.manifest_sha256)
+def _pointing(head: Head, entry: Entry, now: str, reason: str) -> Head:
+    """A head moved to a release; what it leaves is forgotten unless the caller adds it to the history."""
+    return replace(
+        head,
+        version=entry.version,
+        manifest_sha256=entry.manifest_sha256,
+        sequence=head.sequence + 1,
+        moved_at=now,
+        reason=reason,
+        history=tuple(text for text in head.history if Version.parse(text) < entry.version),
+    )
 
 
 # --- as documents
@@ -302,7 +320,8 @@ def from_documents(documents: Mapping[str, bytes]) -> Index:
                 entries[kind, version] = Entry(kind=kind, version=version, **fields)
             for fields in content["channels"]:
                 version, high = Version.parse(fields.pop("version")), Version.parse(fields.pop("high"))
-                heads[kind, fields["channel"]] = Head(kind=kind, version=version, high=high, **fields)
+                history = tuple(fields.pop("history", ()))
+                heads[kind, fields["channel"]] = Head(kind=kind, version=version, high=high, history=history, **fields)
         except (KeyError, TypeError, ValueError, InputError) as error:
             raise IntegrityError(f"registry: the index of {kind} is none: {error!r}", hint="upgrade akidb-pipelines") from error
     return Index(entries, heads)
@@ -310,7 +329,7 @@ def from_documents(documents: Mapping[str, bytes]) -> Index:
 
 def _fields(value: Entry | Head, without: tuple[str, ...] = ()) -> dict[str, Any]:
     """A value's fields as JSON has them; what is empty is left out."""
-    fields = {name: value for name, value in vars(value).items() if name not in without and value != ""}
+    fields = {name: value for name, value in vars(value).items() if name not in without and value not in ("", ())}
     return {name: str(value) if isinstance(value, Version) else value for name, value in fields.items()}
 
 

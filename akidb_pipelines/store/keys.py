@@ -92,6 +92,7 @@ class VaultKeys:
 
     def signers(self) -> Mapping[str, Signer]:
         """See KeyRing."""
+        self._transit()  # says so if hvac is not installed
         from securesystemslib.signer import VaultSigner
 
         return {
@@ -112,11 +113,11 @@ class VaultKeys:
         return versions[max(versions)]
 
     def _versions(self, role: str) -> dict[int, SSlibKey]:
+        transit = self._transit()
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         from hvac.exceptions import InvalidPath
         from securesystemslib.signer import SSlibKey
 
-        transit = self._transit()
         try:
             told = self._asking(lambda: transit.read_key(f"{self.prefix}-{role}"))["data"]["keys"]
         except InvalidPath:

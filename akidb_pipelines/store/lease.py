@@ -49,8 +49,10 @@ class Lease:
         return (json.dumps(asdict(self), sort_keys=True) + "\n").encode()
 
     def is_free(self, now: datetime) -> bool:
-        """Whether it may be taken over: given back, run out, or held by a process of this host that is dead."""
-        return self.released or datetime.fromisoformat(self.expires_at) <= now or is_dead(self.process)
+        """Whether it may be taken over: given back, run out, held by a process of this host that is dead, or taken by somebody whose
+        clock is so far ahead that it would never run out."""
+        end = datetime.fromisoformat(self.expires_at)
+        return self.released or not now < end < now + 2 * LIFETIME or is_dead(self.process)
 
     def __str__(self) -> str:
         return f"{self.purpose} (run {self.run_id}, process {self.process}, until {self.expires_at})"
@@ -115,10 +117,13 @@ def read(channels: ObjectStore) -> Lease | None:
 
 
 def _parse(data: bytes) -> Lease | None:
+    """What a lease says; None if it is none, which is as good as no lease."""
     try:
-        return Lease(**json.loads(data))
+        lease = Lease(**json.loads(data))
+        times = (datetime.fromisoformat(lease.taken_at), datetime.fromisoformat(lease.expires_at))
     except (ValueError, TypeError):
         return None
+    return lease if all(t.tzinfo for t in times) else None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ nothing names; the next takes the next free number.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ RENEW_BEFORE = {role: lifetime / 2 for role, lifetime in LIFETIMES.items()} | {"
 WARN_BEFORE = timedelta(days=10)
 
 _MOST_ROOTS = 1000
+_MOST_BYTES = {"root": 512_000, "timestamp": 16_384, "snapshot": 2_000_000, "targets": 5_000_000}
+"""tuf's client's limits: what is longer is not read to its end."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,16 @@ def live_keys(state: State) -> set[str]:
     return {TIMESTAMP, *targets, *listed, *versions}
 
 
+def named_by(targets: bytes) -> set[str]:
+    """Where everything is that some earlier role `targets` names."""
+    from tuf.api.metadata import Metadata
+
+    role: Metadata[Targets] = Metadata.from_bytes(targets)
+    return {target_key(path, target.hashes["sha256"]) for path, target in role.signed.targets.items()}
+
+
+_PUT_BACK = "put its newest good version back, see docs/runbooks/pull-fails.md"
+
 # --- reading
 
 
@@ -100,7 +112,7 @@ def load(channels: ObjectStore, trusted_root: bytes) -> State | None:
         _verify(root, "root", root)
         for version in range(root.signed.version + 1, _MOST_ROOTS):
             try:
-                data = channels.read(root_key(version))
+                data = _read(channels, root_key(version), "root")
             except MissingObjectError:
                 break
             newer: Metadata[Root] = Metadata.from_bytes(data)
@@ -110,21 +122,23 @@ def load(channels: ObjectStore, trusted_root: bytes) -> State | None:
                 raise RepositoryError(f"{root_key(version)} has version {newer.signed.version}")
             root = newer
         try:
-            timestamp_bytes = channels.read(TIMESTAMP)
+            timestamp_bytes = _read(channels, TIMESTAMP, "timestamp")
         except MissingObjectError:
             return None
         timestamp: Metadata[Timestamp] = Metadata.from_bytes(timestamp_bytes)
         _verify(root, "timestamp", timestamp)
         named = timestamp.signed.snapshot_meta
-        data = channels.read(f"{METADATA}{named.version}.snapshot.json")
+        data = _read(channels, f"{METADATA}{named.version}.snapshot.json", "snapshot")
         named.verify_length_and_hashes(data)
         snapshot: Metadata[Snapshot] = Metadata.from_bytes(data)
         _verify(root, "snapshot", snapshot)
         named = snapshot.signed.meta["targets.json"]
-        data = channels.read(f"{METADATA}{named.version}.targets.json")
+        data = _read(channels, f"{METADATA}{named.version}.targets.json", "targets")
         named.verify_length_and_hashes(data)
         targets: Metadata[Targets] = Metadata.from_bytes(data)
         _verify(root, "targets", targets)
+    except MissingObjectError as error:
+        raise IntegrityError(f"{error.message}, though the signed metadata names it", hint=_PUT_BACK) from error
     except (RepositoryError, ValueError, KeyError) as error:
         raise IntegrityError(
             f"registry {channels.url}: its metadata does not verify: {error}",
@@ -155,6 +169,13 @@ def read_target(channels: ObjectStore, target: TargetFile) -> bytes:
     except LengthOrHashMismatchError as error:
         hint = "somebody who may not sign changed the store; docs/runbooks/pull-fails.md"
         raise IntegrityError(f"registry {channels.url}: {target.path} is not the signed one: {error}", hint=hint) from error
+    return data
+
+
+def _read(channels: ObjectStore, key: str, role: str) -> bytes:
+    data = channels.read(key, 0, _MOST_BYTES[role] + 1)
+    if len(data) > _MOST_BYTES[role]:
+        raise IntegrityError(f"registry {channels.url}: {key} is longer than {_MOST_BYTES[role]} bytes", hint=_PUT_BACK)
     return data
 
 
@@ -237,20 +258,14 @@ def _highest(channels: ObjectStore, role: str) -> int:
 # --- the ceremony
 
 
-def create_root(channels: ObjectStore, keys: KeyRing, now: datetime) -> bytes:
-    """Make keys for every role and the first root metadata; it claims the registry.
-
-    Raises:
-        AlreadyExistsError: somebody made the registry just now.
-    """
+def new_root(keys: KeyRing, now: datetime) -> bytes:
+    """Make keys for every role and a first root metadata of them. Nothing is stored but the keys."""
     from tuf.api.metadata import Metadata, Root
 
     root = Root(expires=_end(now, "root"), consistent_snapshot=True)
     for role in ROLES:
         root.add_key(keys.generate(role), role)
-    data = _signed(Metadata(root), _signers(root, keys, ("root",))["root"])
-    channels.create(root_key(1), data)
-    return data
+    return _signed(Metadata(root), _signers(root, keys, ("root",))["root"])
 
 
 def empty_state(root: bytes) -> State:
@@ -267,8 +282,10 @@ def empty_state(root: bytes) -> State:
     )
 
 
-def change_root(channels: ObjectStore, state: State, keys: KeyRing, now: datetime, role: str, *, drop: bool, add: bool) -> State:
-    """Store the next root metadata, in which a role gets a new key, or loses all but its newest.
+def change_root(
+    channels: ObjectStore, state: State, keys: KeyRing, now: datetime, roles: Sequence[str], *, drop: bool, add: bool
+) -> State:
+    """Store the next root metadata, in which roles get a new key each, or lose all but their newest.
 
     Clients accept it when the keys of the root before *and* its own have signed it.
     """
@@ -278,15 +295,21 @@ def change_root(channels: ObjectStore, state: State, keys: KeyRing, now: datetim
     earlier = _signers(root, keys, ("root",))["root"]
     root.version += 1
     root.expires = _end(now, "root")
-    if drop:
-        for keyid in root.roles[role].keyids[:-1]:
-            root.revoke_key(keyid, role)
-    if add:
-        root.add_key(keys.generate(role), role)
+    for role in roles:
+        if drop:
+            for keyid in root.roles[role].keyids[:-1]:
+                root.revoke_key(keyid, role)
+        if add:
+            root.add_key(keys.generate(role), role)
     signers = {s.public_key.keyid: s for s in (*earlier, *_signers(root, keys, ("root",))["root"])}
     metadata: Metadata[Root] = Metadata(root)
     channels.create(root_key(root.version), _signed(metadata, list(signers.values())))
     return State(metadata, state.targets, state.snapshot, state.timestamp, state.timestamp_bytes, state.index)
+
+
+def holds_key(state: State, keys: KeyRing, role: str) -> bool:
+    """Whether a ring has a key that signs for a role."""
+    return any(keyid in keys.signers() for keyid in state.root.signed.roles[role].keyids)
 
 
 def _signers(root: Root, keys: KeyRing, roles: tuple[str, ...]) -> dict[str, list[Signer]]:

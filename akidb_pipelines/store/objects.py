@@ -1,7 +1,7 @@
 """The port that every back end fulfils: few verbs, each whole or not at all.
 
 Keys are relative paths with forward slashes (`blobs/sha256/ab/abcd...`). An area (`artifacts`, `channels`) is a store of its own. What
-belongs here is the contract; what an object means is the business of `releases`.
+belongs here is the contract; what an object means is the business of `registry` and `publisher`.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ _HINTS = {
     "NotAuthorized": "these credentials may not do this: ask for a policy `allow group ... to manage object-family in compartment ...`",
     "UnmatchedContentSHA256": "bytes were altered on the way: look at the network and the proxies between, then try again",
     "UnmatchedContentMD5": "bytes were altered on the way: look at the network and the proxies between, then try again",
+    "BucketAlreadyExists": "the namespace has a bucket of that name elsewhere: choose another base name for AKIDB_STORE",
     "TooManyRequests": "too many requests: try again later, or raise the tenancy's limit",
     "ServiceUnavailable": "the store is overloaded or down: try again later, or look at OCI's status page",
     "InternalServerError": "the store failed inside: try again later, or look at OCI's status page",
@@ -62,8 +63,8 @@ class OciBucket:
         """See Bucket."""
         condition = {"if_none_match": "*"} if absent else {"if_match": etag}
         kept = {"sha256": sha256, **({"nonce": nonce} if nonce else {})}
-        with self._telling(f"storing {key}"):
-            self._client.put_object(*self._where, key, data, opc_meta=kept, **_checked(data), **condition)
+        with self._telling(f"storing {key}", conditional=True):
+            self._client.put_object(*self._where, key, data, opc_meta=kept, **_checked(sha256), **condition)
 
     def get(self, key: str, start: int, length: int | None) -> tuple[bytes, str]:
         """See Bucket."""
@@ -80,6 +81,7 @@ class OciBucket:
                     return b"", ""
                 raise
             size = int(answer.headers["content-length"])
+            size = size if length is None else min(size, length)
             data = bytearray(size)
             _read_into(answer, memoryview(data))
             return bytes(data), answer.headers["etag"]
@@ -170,7 +172,7 @@ class OciBucket:
     def _pages(self, call: Any, tried: str, *arguments: str) -> Iterator[Any]:
         page: str | None = None
         while True:
-            with self._telling(tried):
+            with self._telling(tried, conditional=bool(arguments)):
                 answer = call(*self._where, *arguments, **({"page": page} if page else {}))
             yield from answer.data
             page = answer.next_page
@@ -179,8 +181,9 @@ class OciBucket:
 
     def put_part(self, upload: Upload, number: int, data: bytes) -> StoredPart:
         """See Bucket."""
-        with self._telling(f"storing part {number} of {upload.key}"):
-            answer = self._client.upload_part(*self._where, upload.key, upload.id, number, data, **_checked(data))
+        digest = _checked(hashlib.sha256(data).hexdigest())
+        with self._telling(f"storing part {number} of {upload.key}", conditional=True):
+            answer = self._client.upload_part(*self._where, upload.key, upload.id, number, data, **digest)
         return StoredPart(number, len(data), answer.headers["etag"], "")
 
     def commit(self, upload: Upload, parts: Sequence[StoredPart]) -> None:
@@ -189,13 +192,13 @@ class OciBucket:
 
         listed = [CommitMultipartUploadPartDetails(part_num=p.number, etag=p.etag) for p in parts]
         details = CommitMultipartUploadDetails(parts_to_commit=listed)
-        with self._telling(f"putting {upload.key} together"):
+        with self._telling(f"putting {upload.key} together", conditional=True):
             self._client.commit_multipart_upload(*self._where, upload.key, upload.id, details, if_none_match="*")
 
     def abort(self, upload: Upload) -> None:
         """See Bucket."""
         try:
-            with self._telling(f"giving up storing {upload.key}"):
+            with self._telling(f"giving up storing {upload.key}", conditional=True):
                 self._client.abort_multipart_upload(*self._where, upload.key, upload.id)
         except RefusedError:
             pass  # gone already
@@ -243,20 +246,21 @@ class OciBucket:
     # --- what errors mean
 
     @contextmanager
-    def _telling(self, tried: str, key: str = "") -> Iterator[None]:
+    def _telling(self, tried: str, key: str = "", *, conditional: bool = False) -> Iterator[None]:
+        """Translate errors; see S3Bucket."""
         from oci.exceptions import ClientError, RequestException, ServiceError
 
         try:
             yield
         except ServiceError as error:
-            raise self._meaning(error, tried, key) from error
+            raise self._meaning(error, tried, key, conditional) from error
         except (RequestException, ClientError) as error:
             hint = "check network, region and AKIDB_OCI_ENDPOINT; AKIDB_STORE_TIMEOUT_S says how long a silent server is waited for"
             raise OutsideError(f"store {self.url}: {tried}: {error}", hint=hint) from error
 
-    def _meaning(self, error: Any, tried: str, key: str) -> Exception:
+    def _meaning(self, error: Any, tried: str, key: str, conditional: bool) -> Exception:
         code = str(error.code)
-        if code in _REFUSED or error.status == 412:
+        if conditional and (code in _REFUSED or error.status == 412):
             return RefusedError(code)
         if key and code in _MISSING:
             return missing(self.url, key)
@@ -296,9 +300,8 @@ def _client(settings: Settings, url: str) -> Any:
         raise InputError(f"store {url}: signing in to OCI: {error}", hint=hint) from error
 
 
-def _checked(data: bytes) -> dict[str, str]:
-    digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
-    return {"opc_checksum_algorithm": "SHA256", "opc_content_sha256": digest}
+def _checked(sha256: str) -> dict[str, str]:
+    return {"opc_checksum_algorithm": "SHA256", "opc_content_sha256": base64.b64encode(bytes.fromhex(sha256)).decode()}
 
 
 def _read_into(answer: Any, view: memoryview) -> None:

@@ -86,14 +86,3 @@ def check_statement(data: bytes, manifest: ReleaseManifest, source: str) -> None
             f"{source}: the provenance speaks of something else than the release",
             hint="do not use this release; ask Platform Engineering",
         )
-
-
-def same_origin(ours: bytes, theirs: bytes) -> bool:
-    """Whether two statements differ in who ran when only: a dead publisher's of the same bytes."""
-    try:
-        one, other = json.loads(ours), json.loads(theirs)
-        for content in (one, other):
-            del content["predicate"]["runDetails"]["metadata"]
-    except (ValueError, KeyError, TypeError):
-        return False
-    return bool(one == other)

@@ -56,7 +56,7 @@ def examine(registry: Registry, now: datetime) -> RegistryReport:
 
 
 def _warning(role: str, end: datetime, now: datetime) -> str:
-    renew = "rotate-key root (needs the root key)" if role == "root" else "refresh"
+    renew = "refresh, with the root key in place" if role == "root" else "refresh"
     what = f"ended on {end:%Y-%m-%d}: nobody can pull" if end <= now else f"ends on {end:%Y-%m-%d}, then nobody can pull"
     return f"the metadata of role {role} {what}; run: akidb-pipelines registry {renew}"
 

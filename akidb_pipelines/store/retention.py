@@ -11,19 +11,23 @@ that slept past its lease then loses the swap instead of naming contents that ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from akidb_pipelines.store.index import Entry, Index
 from akidb_pipelines.store.lease import BusyError, read
 from akidb_pipelines.store.manifest import blob_key, release_key
-from akidb_pipelines.store.metadata import live_keys
-from akidb_pipelines.store.objects import ObjectInfo, Upload
+from akidb_pipelines.store.metadata import METADATA, TARGETS, State, live_keys, named_by
+from akidb_pipelines.store.objects import ObjectInfo, ObjectStore, Upload
 from akidb_pipelines.store.publisher import Publisher
 from akidb_pipelines.store.registry import Registry
 
 GRACE = timedelta(days=7)
+_BATCH = 200
+"""So many objects go between two looks at whether the lease and the commit still stand."""
+_VERSIONED = re.compile(rf"{METADATA}(\d+)\.(targets|snapshot)\.json")
 YOUNG_LEASE = timedelta(hours=24)
 """While a lease that was not given back is younger, nothing is collected: its holder may still be alive somewhere."""
 
@@ -84,7 +88,7 @@ def plan(
     Args:
         index: what is released.
         contents: digests of the files of each release, by kind and version.
-        stored: what lies below `blobs/`.
+        stored: contents, manifests and provenances in area `artifacts`.
         uploads: what was begun and not finished.
         now: the moment to decide for.
         policies: by kind.
@@ -108,9 +112,11 @@ def plan(
             gone.append(entry)
             decisions.append(Decision(what, "remove", f"retired {entry.retired_at}"))
     after = after.without(gone)
-    live = {blob_key(digest) for e in after.entries.values() for digest in contents[e.kind, str(e.version)]}
+    live = {_key(e, file) for e in after.entries.values() for file in ("manifest.json", "provenance.json")}
+    live |= {blob_key(digest) for e in after.entries.values() for digest in contents[e.kind, str(e.version)]}
     dying = {blob_key(digest) for e in gone for digest in contents[e.kind, str(e.version)]}
-    keys = [release_key(e.kind, e.version.name, e.version.revision, f) for e in gone for f in ("manifest.json", "provenance.json")]
+    dying |= {_key(e, file) for e in gone for file in ("manifest.json", "provenance.json")}
+    keys = []
     for info in stored:
         if info.key in live:
             continue
@@ -126,6 +132,10 @@ def plan(
     return Plan(tuple(decisions), after, tuple(keys), old_uploads)
 
 
+def _key(entry: Entry, file: str) -> str:
+    return release_key(entry.kind, entry.version.name, entry.version.revision, file)
+
+
 def _kept_because(index: Index, entry: Entry, policies: Mapping[str, Policy]) -> str:
     if entry.pinned:
         return f"pinned: {entry.pinned}"
@@ -138,32 +148,48 @@ def _kept_because(index: Index, entry: Entry, policies: Mapping[str, Policy]) ->
     return f"one of the newest {policy.newest}" if entry.version.name in names else ""
 
 
-def survey(registry: Registry, index: Index, named: Collection[str], now: datetime) -> Plan:
+def survey(registry: Registry, index: Index, state: State, now: datetime) -> Plan:
     """Look at a registry and decide.
 
     Args:
         registry: where.
         index: what is released.
-        named: keys of the metadata in force.
+        state: the metadata in force.
         now: the moment to decide for.
     """
     contents = {(e.kind, str(e.version)): [f.sha256 for f in registry.release(e).manifest.files] for e in index.entries.values()}
-    found = plan(index, contents, registry.artifacts.list("blobs/"), registry.artifacts.unfinished(), now)
-    documents = superseded(registry.channels.list("tuf/"), named, now)
+    stored = [info for info in registry.artifacts.list("") if _is_collected(info.key)]
+    found = plan(index, contents, stored, registry.artifacts.unfinished(), now)
+    documents = superseded(registry.channels, state, now)
     if documents:
-        told = Decision("superseded metadata", "remove", f"{len(documents)} documents that nothing has named for {GRACE.days} days")
+        told = Decision("superseded metadata", "remove", f"{len(documents)} documents superseded more than {GRACE.days} days ago")
         return replace(found, documents=documents, decisions=(*found.decisions, told))
     return found
 
 
-def superseded(stored: Iterable[ObjectInfo], named: Collection[str], now: datetime) -> tuple[str, ...]:
-    """Documents of area `channels` that are named no more and old enough that no reader is half way through them. Roots stay for ever:
-    a client that slept for years follows them one by one."""
-    return tuple(
-        info.key
-        for info in stored
-        if info.key not in named and not info.key.endswith(".root.json") and now - info.modified_at >= GRACE
-    )
+def _is_collected(key: str) -> bool:
+    """Contents, and what is said of releases; the claim of a revision stays."""
+    return key.startswith("blobs/") or ("/releases/" in key and key.endswith(("/manifest.json", "/provenance.json")))
+
+
+def superseded(channels: ObjectStore, state: State, now: datetime) -> tuple[str, ...]:
+    """Documents of area `channels` that nothing names any more, by any metadata that a slow reader may still be half way through.
+
+    Metadata may go when its successor is older than the grace. Roots stay for ever: a client that slept for years follows them one by one.
+    """
+    stored = {info.key: info for info in channels.list("tuf/")}
+    kept, gone = live_keys(state), []
+    for key, info in stored.items():
+        match = _VERSIONED.fullmatch(key)
+        if not match or key in kept:
+            continue
+        successor = stored.get(f"{METADATA}{int(match[1]) + 1}.{match[2]}.json")
+        if now - (successor or info).modified_at >= GRACE:
+            gone.append(key)
+        elif match[2] == "targets":
+            kept |= named_by(channels.read(key))
+    targets = [key for key, info in stored.items() if key.startswith(TARGETS) and now - info.modified_at >= GRACE]
+    return (*gone, *(key for key in targets if key not in kept))
 
 
 def collect(publisher: Publisher, *, dry_run: bool = False, report: Callable[[str], None] = lambda _: None) -> Plan:
@@ -178,7 +204,7 @@ def collect(publisher: Publisher, *, dry_run: bool = False, report: Callable[[st
         return Plan((), Index(), (), ())
     if dry_run:
         state = publisher.state()
-        return survey(registry, state.index, live_keys(state), now)
+        return survey(registry, state.index, state, now)
     holder = read(registry.channels)
     if holder and not holder.released and now - datetime.fromisoformat(holder.taken_at) < YOUNG_LEASE:
         raise BusyError(
@@ -186,12 +212,14 @@ def collect(publisher: Publisher, *, dry_run: bool = False, report: Callable[[st
             hint=f"run it again when that publisher has ended; of a dead one, {YOUNG_LEASE.total_seconds() / 3600:.0f} hours after",
         )
     with publisher.editing("collecting garbage") as edit:
-        found = survey(registry, edit.index, live_keys(edit.state), now)
+        found = survey(registry, edit.index, edit.state, now)
         if found.index != edit.index or found.objects:
             edit.commit(found.index)
         report(f"removing {len(found.objects)} objects, {found.removed_bytes / 1e6:.1f} MB")
-        registry.artifacts.delete(found.objects)
-        registry.channels.delete(found.documents)
+        for store, keys in ((registry.artifacts, found.objects), (registry.channels, found.documents)):
+            for start in range(0, len(keys), _BATCH):
+                edit.expect_current()
+                store.delete(keys[start : start + _BATCH])
         for upload in found.uploads:
             registry.artifacts.abort(upload)
     return found

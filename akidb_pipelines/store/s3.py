@@ -36,6 +36,11 @@ _HINTS = {
     "403": "these credentials may not do this: allow get, put, list and delete on the bucket, or use others",
     "InvalidAccessKeyId": "the access key is not known there: check AWS_ACCESS_KEY_ID (on OCI: the Customer Secret Key's id)",
     "SignatureDoesNotMatch": "the secret key is wrong: check AWS_SECRET_ACCESS_KEY (on OCI: the Customer Secret Key) and AWS_DEFAULT_REGION",
+    "ExpiredToken": "the credentials have expired: sign in again (aws sso login), or get new ones",
+    "PermanentRedirect": "the bucket is in another region: check AWS_DEFAULT_REGION and AWS_ENDPOINT_URL_S3",
+    "AuthorizationHeaderMalformed": "the region is another one: check AWS_DEFAULT_REGION",
+    "IllegalLocationConstraintException": "the region is another one: check AWS_DEFAULT_REGION",
+    "BucketAlreadyExists": "somebody else has a bucket of that name: choose another base name for AKIDB_STORE",
     "NotImplemented": "the server does not know this request: `akidb-pipelines store doctor` says what it lacks",
     "SlowDown": "the store is overloaded: try again later, or ask its operators",
     "ServiceUnavailable": "the store is overloaded or down: try again later, or ask its operators",
@@ -86,8 +91,8 @@ class S3Bucket:
         condition = {"IfNoneMatch": "*"} if absent else {"IfMatch": etag}
         kept = {"sha256": sha256, **({"nonce": nonce} if nonce else {})}
         try:
-            with self._telling(f"storing {key}", key):
-                self._client.put_object(Bucket=self.name, Key=key, Body=data, Metadata=kept, **_checked(data), **condition)
+            with self._telling(f"storing {key}", key, conditional=True):
+                self._client.put_object(Bucket=self.name, Key=key, Body=data, Metadata=kept, **_checked(sha256), **condition)
         except MissingObjectError as error:
             raise RefusedError(key) from error  # so AWS answers If-Match on a key that is gone
 
@@ -106,7 +111,7 @@ class S3Bucket:
                     return b"", ""
                 raise
             with closing(answer["Body"]) as body, _reading():
-                return body.read(), answer["ETag"]
+                return body.read(length), answer["ETag"]
 
     def get_into(self, key: str, start: int, view: memoryview) -> None:
         """See Bucket."""
@@ -183,22 +188,22 @@ class S3Bucket:
 
     def parts(self, upload: Upload) -> tuple[StoredPart, ...]:
         """See Bucket."""
-        with self._telling(f"looking at the parts of {upload.key}"):
+        with self._telling(f"looking at the parts of {upload.key}", conditional=True):
             pages = self._client.get_paginator("list_parts").paginate(Bucket=self.name, Key=upload.key, UploadId=upload.id)
             found = (part for page in pages for part in page.get("Parts", []))
             return tuple(_part(part["PartNumber"], part["Size"], part["ETag"]) for part in found)
 
     def put_part(self, upload: Upload, number: int, data: bytes) -> StoredPart:
         """See Bucket."""
-        with self._telling(f"storing part {number} of {upload.key}"):
+        with self._telling(f"storing part {number} of {upload.key}", conditional=True):
             where = {"Bucket": self.name, "Key": upload.key, "UploadId": upload.id, "PartNumber": number}
-            answer = self._client.upload_part(**where, Body=data, **_checked(data))
+            answer = self._client.upload_part(**where, Body=data, **_checked(hashlib.sha256(data).hexdigest()))
         return _part(number, len(data), answer["ETag"])
 
     def commit(self, upload: Upload, parts: Sequence[StoredPart]) -> None:
         """See Bucket."""
         listed = {"Parts": [{"PartNumber": p.number, "ETag": p.etag} for p in parts]}
-        with self._telling(f"putting {upload.key} together"):
+        with self._telling(f"putting {upload.key} together", conditional=True):
             self._client.complete_multipart_upload(
                 Bucket=self.name, Key=upload.key, UploadId=upload.id, MultipartUpload=listed, IfNoneMatch="*"
             )
@@ -206,7 +211,7 @@ class S3Bucket:
     def abort(self, upload: Upload) -> None:
         """See Bucket."""
         try:
-            with self._telling(f"giving up storing {upload.key}"):
+            with self._telling(f"giving up storing {upload.key}", conditional=True):
                 self._client.abort_multipart_upload(Bucket=self.name, Key=upload.key, UploadId=upload.id)
         except RefusedError:
             pass  # gone already
@@ -223,9 +228,16 @@ class S3Bucket:
             except ClientError as error:
                 if _code(error) not in {*_MISSING, "NoSuchBucket"}:
                     raise
-                self._client.create_bucket(Bucket=self.name)
+                self._client.create_bucket(Bucket=self.name, **self._place())
             if versioned:
                 self._keep_versions()
+
+    def _place(self) -> dict[str, Any]:
+        """AWS wants to be told the region in which a bucket is made, unless it is the oldest one."""
+        region = self._client.meta.region_name
+        if ".amazonaws.com" not in self._client.meta.endpoint_url or region in (None, "us-east-1", "aws-global"):
+            return {}
+        return {"CreateBucketConfiguration": {"LocationConstraint": region}}
 
     def _keep_versions(self) -> None:
         from botocore.exceptions import ClientError
@@ -238,7 +250,7 @@ class S3Bucket:
                 raise
 
     def archive(self, key: str) -> None:
-        """See Bucket."""
+        """See Bucket. S3 copies the object onto itself, which ends at 5 GiB."""
         with self._telling(f"archiving {key}", key):
             self._client.copy_object(
                 Bucket=self.name,
@@ -262,19 +274,26 @@ class S3Bucket:
     # --- what errors mean
 
     @contextmanager
-    def _telling(self, tried: str, key: str = "") -> Iterator[None]:
+    def _telling(self, tried: str, key: str = "", *, conditional: bool = False) -> Iterator[None]:
+        """Translate errors.
+
+        Args:
+            tried: for messages.
+            key: of the object that must be there.
+            conditional: whether a refusal is an answer, rather than trouble.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             yield
         except ClientError as error:
-            raise self._meaning(error, tried, key) from error
+            raise self._meaning(error, tried, key, conditional) from error
         except BotoCoreError as error:
             raise OutsideError(f"store {self.url}: {tried}: {error}", hint=_connection_hint(error)) from error
 
-    def _meaning(self, error: Any, tried: str, key: str) -> Exception:
+    def _meaning(self, error: Any, tried: str, key: str, conditional: bool) -> Exception:
         code = _code(error)
-        if code in _REFUSED:
+        if conditional and code in _REFUSED:
             return RefusedError(code)
         if key and code in _MISSING:
             return missing(self.url, key)
@@ -291,9 +310,9 @@ class S3Bucket:
         return OutsideError(f"store {self.url}: {tried}: {code} {told}".rstrip(), hint=hint)
 
 
-def _checked(data: bytes) -> dict[str, str]:
+def _checked(sha256: str) -> dict[str, str]:
     """The digest as a header of its own: some servers (SeaweedFS) do not compare the signed one with what they got."""
-    return {"ChecksumSHA256": base64.b64encode(hashlib.sha256(data).digest()).decode()}
+    return {"ChecksumSHA256": base64.b64encode(bytes.fromhex(sha256)).decode()}
 
 
 @contextmanager
@@ -324,6 +343,8 @@ def _connection_hint(error: Exception) -> str:
 
     if isinstance(error, known.NoCredentialsError | known.PartialCredentialsError):
         return "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+    if isinstance(error, known.SSOError | known.CredentialRetrievalError | known.TokenRetrievalError):
+        return "the credentials have expired or cannot be had: sign in again (aws sso login), or check AWS_PROFILE"
     if isinstance(error, known.SSLError):
         return "the server's certificate is not trusted here: set AWS_CA_BUNDLE to its authority's file"
     if isinstance(error, known.ReadTimeoutError | known.ConnectTimeoutError):

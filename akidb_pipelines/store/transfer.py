@@ -42,7 +42,7 @@ class Part:
 
 def parts_of(size_bytes: int) -> list[Part]:
     """Cut an object of a size. The same size is always cut alike, so that a dead upload can be resumed by another process."""
-    step = max(PART_BYTES, -(-size_bytes // _MOST_PARTS // _MIB + 1) * _MIB if size_bytes > PART_BYTES * _MOST_PARTS else 0)
+    step = max(PART_BYTES, -(-size_bytes // (_MOST_PARTS * _MIB)) * _MIB)
     return [Part(n + 1, start, min(step, size_bytes - start)) for n, start in enumerate(range(0, size_bytes, step))]
 
 

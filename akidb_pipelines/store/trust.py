@@ -21,7 +21,7 @@ from akidb_pipelines.store.metadata import METADATA, TIMESTAMP, read_index, read
 from akidb_pipelines.store.objects import MissingObjectError, ObjectStore, unreachable
 
 if TYPE_CHECKING:
-    from tuf.api.metadata import Root, TargetFile, Timestamp
+    from tuf.api.metadata import TargetFile
     from tuf.ngclient import FetcherInterface
 
 
@@ -72,18 +72,6 @@ class Trust:
             write_whole(kept, data)
         return data
 
-    def last_seen(self, root: Root) -> int:
-        """The newest timestamp version that was verified here under this root; 0 if none."""
-        from tuf.api.exceptions import RepositoryError
-        from tuf.api.metadata import Metadata
-
-        try:
-            seen: Metadata[Timestamp] = Metadata.from_bytes((self._folder / "timestamp.json").read_bytes())
-            root.verify_delegate("timestamp", seen.signed_bytes, seen.signatures)
-        except (OSError, RepositoryError):
-            return 0
-        return seen.signed.version
-
     def provenance(self, entry: Entry) -> bytes:
         """The provenance of a release, verified.
 
@@ -105,10 +93,13 @@ class Trust:
             if isinstance(cause := getattr(fetcher, "failed", None), PipelineError):
                 raise cause from error
             if isinstance(error, tuf.DownloadHTTPError):
-                raise MissingObjectError(
-                    f"{where}: {fetcher.wanted} is not there",  # type: ignore[attr-defined]
-                    hint="nothing was released there yet, or `akidb-pipelines registry init` ended early: run it again",
-                ) from error
+                wanted = getattr(fetcher, "wanted", "")
+                if wanted == TIMESTAMP and not (self._folder / "timestamp.json").is_file():
+                    raise MissingObjectError(
+                        f"{where}: nothing was released yet", hint="run `make run`, or check AKIDB_STORE"
+                    ) from error
+                told = f"{where}: {wanted} is gone"
+                raise IntegrityError(told, hint="put its newest good version back; docs/runbooks/pull-fails.md") from error
             raise IntegrityError(f"{where}: {error}", hint=_ALTERED) from error
         except tuf.ExpiredMetadataError as error:
             raise OutsideError(

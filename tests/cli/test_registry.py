@@ -114,7 +114,7 @@ def test_collecting_says_what_and_why(cli, weeks):
 
 def test_keys_are_replaced_and_the_root_key_can_be_kept_elsewhere(cli, weeks, tmp_path):
     keys = weeks.keys.folder
-    assert cli("registry", "rotate-key", "targets").code == 0
+    assert cli("registry", "rotate-key", "targets", "timestamp").code == 0
     assert cli("fixtures", "pull", "--dest", "x").code == 0
     (root,) = keys.glob("root-*.pem")
     root.rename(tmp_path / "on-a-stick.pem")

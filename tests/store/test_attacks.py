@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from akidb_pipelines.errors import InputError, IntegrityError, OutsideError, PipelineError
+from akidb_pipelines.errors import IntegrityError, OutsideError, PipelineError
 from akidb_pipelines.settings import Settings
 from akidb_pipelines.store.local import LocalStore
 from akidb_pipelines.store.manifest import blob_key
@@ -163,6 +163,19 @@ def test_endless_data_a_document_that_never_ends_is_not_read_to_its_end(client, 
         client.pull(Wanted(KIND), tmp_path / "out")
 
 
+def test_endless_data_a_manifest_that_never_ends_is_not_read_to_its_end(client, publisher, tmp_path):
+    path = tmp_path / "store" / "artifacts" / "fixtures" / "releases" / "2026-W47" / "r1" / "manifest.json"
+    path.chmod(0o644)
+    with path.open("wb") as out:
+        out.truncate(1 << 40)
+    with pytest.raises(IntegrityError, match="the registry says"):
+        client.pull(Wanted(KIND), tmp_path / "out")
+    with (metadata_folder(tmp_path) / "timestamp.json").open("wb") as out:
+        out.truncate(1 << 40)
+    with pytest.raises(IntegrityError, match="longer than"):
+        publisher.index()
+
+
 def test_a_file_name_that_leads_out_of_the_folder_is_refused(publisher, tmp_path):
     """By whoever can sign, even."""
     manifest, folder = content(tmp_path / "a", "2026-W49", db=b"data")
@@ -174,13 +187,40 @@ def test_a_file_name_that_leads_out_of_the_folder_is_refused(publisher, tmp_path
         Puller(publisher.registry, tmp_path / "cache").pull(Wanted(KIND), tmp_path / "out")
 
 
-def test_deletion_a_vanished_timestamp_is_not_taken_for_an_empty_registry(client, tmp_path):
+def test_deletion_a_vanished_timestamp_is_not_taken_for_an_empty_registry(client, publisher, tmp_path):
+    """Else the publisher would adopt, and sign, whatever lies in the store: a planted release, a revoked one."""
     client.pull(Wanted(KIND), tmp_path / "out")
+    planted, folder = content(tmp_path / "evil", "2027-W01", db=b"evil")
+    artifacts = publisher.registry.artifacts
+    artifacts.create(blob_key(planted.files[0].sha256), folder / "db")
+    artifacts.create("fixtures/releases/2027-W01/r1/manifest.json", planted.to_json())
     LocalStore(tmp_path / "store" / "channels").delete([TIMESTAMP])
-    with pytest.raises(PipelineError) as caught:
+    with pytest.raises(IntegrityError, match=r"timestamp\.json is gone"):
         client.pull(Wanted(KIND), tmp_path / "elsewhere")
-    assert isinstance(caught.value, InputError | IntegrityError)
     assert not (tmp_path / "elsewhere").exists()
+    for act in (publisher.init, publisher.index, lambda: publisher.publish(*content(tmp_path / "w48", "2026-W48", db=b"x"))):
+        with pytest.raises(IntegrityError, match=r"timestamp\.json is gone") as caught:
+            act()
+        assert "newest good version back" in caught.value.hint
+
+
+def test_deletion_a_vanished_document_is_named(client, tmp_path):
+    for path in metadata_folder(tmp_path).glob("*.snapshot.json"):
+        path.unlink()
+    with pytest.raises(IntegrityError, match=r"snapshot\.json is gone"):
+        client.pull(Wanted(KIND), tmp_path / "out")
+
+
+def test_rollback_a_revocation_cannot_be_undone_by_putting_the_state_before_back(publisher, root_file, tmp_path):
+    """The publisher remembers what it committed, though it never pulled."""
+    from akidb_pipelines.store.index import Version
+
+    folder = metadata_folder(tmp_path)
+    kept = (folder / "timestamp.json").read_bytes()
+    publisher.revoke(KIND, Version("2026-W47", 1), "leak")
+    (folder / "timestamp.json").write_bytes(kept)
+    with pytest.raises(IntegrityError, match="this machine has seen"):
+        publisher.publish(*content(tmp_path / "w48", "2026-W48", db=b"x"))
 
 
 def test_every_document_altered_by_one_byte_is_refused(publisher, root_file, tmp_path):

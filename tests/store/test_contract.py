@@ -12,7 +12,7 @@ import pytest
 from akidb_pipelines.errors import InputError, IntegrityError, OutsideError
 from akidb_pipelines.store.areas import area
 from akidb_pipelines.store.objects import AlreadyExistsError, ArchivedError, Availability, MissingObjectError, SwapError
-from akidb_pipelines.store.transfer import PART_BYTES
+from akidb_pipelines.store.transfer import PART_BYTES, parts_of
 from tests.services.places import place_of, use
 
 
@@ -249,6 +249,14 @@ def test_an_unfinished_upload_can_be_given_up(kind, request, tmp_path, monkeypat
 def begun(store, key, digest):
     store.bucket.begin(key, digest)
     return list(store.unfinished())
+
+
+@pytest.mark.parametrize("gib", [1, 79, 100, 300, 10 * 1024])
+def test_no_object_is_cut_into_more_parts_than_servers_take(gib):
+    parts = parts_of(gib << 30)
+    assert len(parts) <= 10_000
+    assert sum(p.length for p in parts) == gib << 30
+    assert max(p.length for p in parts) <= 50 << 30
 
 
 # --- tiers

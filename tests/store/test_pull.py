@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -73,9 +75,69 @@ def test_a_pull_that_fails_half_way_mixes_no_releases(puller, publisher, tmp_pat
     puller.pull(Wanted(KIND, name="2026-W46"), out)
     new = publisher.registry.get(KIND, Version("2026-W47", 1)).manifest
     publisher.registry.artifacts.delete([blob_key(f.sha256) for f in new.files if f.name.endswith(".json")])
-    with pytest.raises(InputError, match="there is no blobs/"):
+    with pytest.raises(IntegrityError, match=r"there is no blobs/.*though the release names it") as caught:
         puller.pull(Wanted(KIND), out)
+    assert "release the week again" in caught.value.hint
     assert {p.name: p.read_bytes() for p in out.iterdir()} == {"db": b"old", "common": b"common"}
+
+
+def test_a_file_changed_while_it_was_verified_is_noticed_the_next_time(puller, tmp_path, monkeypatch):
+    from akidb_pipelines.store import pull as module
+
+    out = tmp_path / "out"
+    puller.pull(Wanted(KIND), out)
+    os.utime(out / "db")  # so that it is read again
+    read = module.digest_file
+
+    def changed_behind(path):
+        found = read(path)
+        if path.name == "db":
+            path.write_bytes(b"NEW" * 1000)
+        return found
+
+    monkeypatch.setattr(module, "digest_file", changed_behind)
+    puller.pull(Wanted(KIND), out)
+    monkeypatch.undo()
+    puller.pull(Wanted(KIND), out)
+    assert (out / "db").read_bytes() == b"new" * 1000
+
+
+def test_what_a_dead_program_left_beside_a_database_does_not_change_the_next_one(publisher, tmp_path):
+    """An engineer's process died in WAL mode; the release after must not read its leftovers."""
+    import sqlite3
+
+    def database(text):
+        path = tmp_path / f"{text}.db"
+        made = sqlite3.connect(path)
+        made.execute("CREATE TABLE t (x)")
+        made.execute("INSERT INTO t VALUES (?)", (text,))
+        made.commit()
+        made.close()
+        return path.read_bytes()
+
+    def rows():
+        opened = sqlite3.connect(f"file:{tmp_path / 'out' / 'ci.db'}?mode=ro", uri=True)
+        found = opened.execute("SELECT x FROM t").fetchall()
+        opened.close()
+        return found
+
+    die_in_wal_mode = (
+        "import os, sqlite3, sys\n"
+        "c = sqlite3.connect(sys.argv[1])\n"
+        "c.execute('PRAGMA journal_mode = WAL')\n"
+        "c.execute(\"INSERT INTO t VALUES ('mine')\")\n"
+        "c.commit()\n"
+        "os._exit(0)\n"
+    )
+    puller = Puller(publisher.registry, tmp_path / "cache")
+    for week, text in (("2026-W46", "first"), ("2026-W47", "second")):
+        publisher.publish(*content(tmp_path / week, week, **{"ci.db": database(text)}))
+        puller.pull(Wanted(KIND), tmp_path / "out")
+        assert rows() == [(text,)]
+        subprocess.run([sys.executable, "-c", die_in_wal_mode, str(tmp_path / "out" / "ci.db")], check=True)
+        assert (tmp_path / "out" / "ci.db-wal").exists()
+    puller.pull(Wanted(KIND), tmp_path / "out")
+    assert rows() == [("second",)]
 
 
 # --- offline
@@ -198,7 +260,7 @@ def test_a_store_that_lost_a_blob_is_healed_by_releasing_again(publisher, puller
     store = LocalStore(tmp_path / "store" / "artifacts")
     manifest = publisher.registry.get(KIND, Version("2026-W47", 1)).manifest
     store.delete([blob_key(manifest.files[0].sha256)])
-    with pytest.raises(InputError):
+    with pytest.raises(IntegrityError):
         puller.pull(Wanted(KIND), tmp_path / "out")
     files = {"db": b"new" * 1000, "common": b"common", "x.manifest.json": b"{}"}
     assert not publisher.publish(*content(tmp_path / "w47", "2026-W47", **files)).created

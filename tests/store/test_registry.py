@@ -140,32 +140,37 @@ def test_what_a_dead_publisher_left_of_the_same_bytes_is_used(publisher, tmp_pat
         "provenance.json": statement(manifest, Origin("dead run", "2026-11-20T00:00:00Z")),
     }.items():
         publisher.registry.artifacts.create(f"fixtures/releases/2026-W47/r1/{file}", data)
-    release = publisher.publish(manifest, folder)
+    release = publisher.publish(manifest, folder, run_id="mine")
     assert (release.id, release.created) == ("2026-W47/r1", True)
     assert pull(publisher, tmp_path).id == "2026-W47/r1"
+    assert signed_provenance(publisher)["predicate"]["runDetails"]["metadata"]["invocationId"] == "mine"
 
 
 def test_a_provenance_that_somebody_planted_is_not_signed(publisher, tmp_path):
     manifest, folder = content(tmp_path / "a", "2026-W47", db=b"same")
-    planted = {"_type": "x", "predicate": {"runDetails": {"metadata": {}}}}
-    publisher.registry.artifacts.create("fixtures/releases/2026-W47/r1/provenance.json", json.dumps(planted).encode())
-    assert publisher.publish(manifest, folder).id == "2026-W47/r2"
+    publisher.registry.artifacts.create("fixtures/releases/2026-W47/r1/provenance.json", b'{"planted": true}')
+    publisher.publish(manifest, folder)
+    assert "planted" not in signed_provenance(publisher)
+    assert pull(publisher, tmp_path).id == "2026-W47/r1"
+
+
+def signed_provenance(publisher, name="2026-W47"):
+    registry = publisher.registry
+    return json.loads(registry.trust(registry.root()).provenance(publisher.index().newest(KIND, name)))
 
 
 def test_the_provenance_says_from_what_and_by_whom(publisher, tmp_path):
     manifest, folder = content(tmp_path / "a", "2026-W47", db=b"data")
     manifest = replace(manifest, attributes={"cedar_sha256": "c" * 64, "seed": "2025"})
     publisher.publish(manifest, folder, run_id="run-7")
-    entry = publisher.index().newest(KIND, "2026-W47")
-    registry = publisher.registry
-    told = json.loads(registry.trust(registry.root()).provenance(entry))
+    told = signed_provenance(publisher)
     assert told["predicateType"] == "https://slsa.dev/provenance/v1"
     assert {s["name"] for s in told["subject"]} == {"manifest.json", "db"}
     definition = told["predicate"]["buildDefinition"]
     assert definition["externalParameters"] == {"name": "2026-W47", "seed": "2025"}
     assert definition["resolvedDependencies"] == [{"name": "cedar", "digest": {"sha256": "c" * 64}}]
     assert told["predicate"]["runDetails"]["metadata"]["invocationId"] == "run-7"
-    stored = registry.artifacts.read("fixtures/releases/2026-W47/r1/provenance.json")
+    stored = publisher.registry.artifacts.read("fixtures/releases/2026-W47/r1/provenance.json")
     assert json.loads(stored) == told
 
 
@@ -201,6 +206,31 @@ def test_any_tuf_client_can_follow_a_channel_and_check_a_provenance(publisher, t
     assert (head["version"], head["sequence"]) == ("2026-W47/r1", 1)
     subjects = told["fixtures/releases/2026-W47/r1/provenance.json"]["subject"]
     assert {"name": "manifest.json", "digest": {"sha256": head["manifest_sha256"]}} in subjects
+
+
+def test_a_lost_manifest_and_provenance_are_put_back_by_releasing_again(publisher, tmp_path):
+    publisher.publish(*content(tmp_path / "a", "2026-W47", db=b"data"))
+    entry = publisher.index().newest(KIND, "2026-W47")
+    publisher.registry.artifacts.delete(["fixtures/releases/2026-W47/r1/manifest.json"])
+    publisher.registry.channels.delete([metadata.target_key(entry.path, entry.provenance_sha256)])
+    with pytest.raises(IntegrityError, match=r"manifest\.json, though the registry names it") as caught:
+        pull(publisher, tmp_path)
+    assert "release it again" in caught.value.hint
+    assert not publisher.publish(*content(tmp_path / "a", "2026-W47", db=b"data")).created
+    assert pull(publisher, tmp_path).id == "2026-W47/r1"
+
+
+def test_a_damaged_blob_in_the_store_is_not_taken_for_the_right_one(oci_stub, tmp_path, monkeypatch):
+    from tests.services.places import oci_place, use
+
+    place = oci_place(oci_stub, tmp_path)
+    use(place, monkeypatch)
+    publisher = open_publisher(place.settings(tmp_path / "home"))
+    publisher.init()
+    manifest, folder = content(tmp_path / "a", "2026-W47", db=b"data")
+    publisher.registry.artifacts.create(blob_key(manifest.files[0].sha256), b"dbta")
+    with pytest.raises(IntegrityError, match="holds something else"):
+        publisher.publish(manifest, folder)
 
 
 # --- channels by hand
@@ -244,8 +274,20 @@ def test_a_rollback_is_a_new_sequence_that_clients_follow_and_the_next_release_e
     assert head.sequence == 7
 
 
+def test_a_revocation_does_not_bring_back_what_was_rolled_away_from(publisher, tmp_path):
+    three_weeks(publisher, tmp_path)
+    publisher.promote(KIND, Version("2026-W46", 1), "stable", "tried")
+    publisher.roll_back(KIND, "latest", None, "W48 breaks the importer")
+    publisher.publish(*content(tmp_path / "next", "2026-W49", db=b"next"))
+    publisher.promote(KIND, Version("2026-W49", 1), "stable", "tried")
+    publisher.revoke(KIND, Version("2026-W49", 1), "worse")
+    assert pull(publisher, tmp_path).id == "2026-W47/r1"
+    assert pull(publisher, tmp_path, channel="stable").id == "2026-W46/r1", "not a week that nobody promoted"
+
+
 def test_a_revoked_release_cannot_be_pulled_and_channels_leave_it(publisher, tmp_path):
     three_weeks(publisher, tmp_path)
+    publisher.promote(KIND, Version("2026-W47", 1), "stable", "tried")
     publisher.promote(KIND, Version("2026-W48", 1), "stable", "too early")
     publisher.revoke(KIND, Version("2026-W48", 1), "leaks a real address")
     for channel in ("latest", "stable"):
@@ -259,6 +301,8 @@ def test_a_revoked_release_cannot_be_pulled_and_channels_leave_it(publisher, tmp
         publisher.publish(*content(tmp_path / "again", "2026-W48", db=b"2026-W48"))
     publisher.publish(*content(tmp_path / "fixed", "2026-W48", db=b"fixed"))
     assert pull(publisher, tmp_path, name="2026-W48").id == "2026-W48/r2"
+    with pytest.raises(CheckError, match="has these very bytes and was revoked"):
+        publisher.publish(*content(tmp_path / "again", "2026-W48", db=b"2026-W48"))
     for version in ("2026-W46", "2026-W47"):
         publisher.revoke(KIND, Version(version, 1), "all of them")
     publisher.revoke(KIND, Version("2026-W48", 2), "all of them")
@@ -310,7 +354,7 @@ def test_every_key_can_be_replaced_and_clients_follow(publisher, tmp_path, role)
     publisher.publish(*content(tmp_path / "a", "2026-W46", db=b"data"))
     pull(publisher, tmp_path)
     before = {p.name for p in publisher.keys.folder.iterdir()}
-    publisher.rotate_key(role)
+    publisher.rotate_keys([role])
     (new,) = {p.name for p in publisher.keys.folder.iterdir()} - before
     assert new.startswith(f"{role}-")
     for old in before:
@@ -330,7 +374,7 @@ def test_a_lost_online_key_is_replaced_with_the_root_key(publisher, tmp_path):
         publisher.publish(*content(tmp_path / "b", "2026-W47", db=b"more"))
     assert "registry-key-lost.md" in caught.value.hint
     assert pull(publisher, tmp_path).id == "2026-W46/r1"
-    publisher.rotate_key("targets")
+    publisher.rotate_keys(["targets"])
     publisher.publish(*content(tmp_path / "b", "2026-W47", db=b"more"))
     assert pull(publisher, tmp_path).id == "2026-W47/r1"
 
@@ -349,14 +393,44 @@ def test_keys_are_readable_by_their_owner_only(publisher, tmp_path):
     assert publisher.keys.folder.stat().st_mode & 0o777 == 0o700
 
 
+def interrupt(monkeypatch, function):
+    """The process is stopped when it comes to a function of the signed metadata."""
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(metadata, function, stop)
+
+
+def test_keys_that_are_all_lost_are_replaced_together(publisher, tmp_path):
+    publisher.publish(*content(tmp_path / "a", "2026-W46", db=b"data"))
+    for role in ("targets", "snapshot", "timestamp"):
+        for path in publisher.keys.folder.glob(f"{role}-*.pem"):
+            path.unlink()
+    publisher.rotate_keys(["targets", "snapshot", "timestamp"])
+    publisher.publish(*content(tmp_path / "b", "2026-W47", db=b"more"))
+    assert pull(publisher, tmp_path).id == "2026-W47/r1"
+
+
+def test_everyday_work_goes_on_for_years_without_the_root_key(publisher, tmp_path):
+    publisher.publish(*content(tmp_path / "a", "2026-W46", db=b"data"))
+    (root,) = publisher.keys.folder.glob("root-*.pem")
+    root.rename(tmp_path / "root.pem")
+    late = later(publisher, days=500)
+    state = late.refresh()
+    assert state.expiries()["timestamp"] > datetime.now(UTC) + timedelta(days=530)
+    (tmp_path / "root.pem").rename(root)
+    assert late.refresh().expiries()["root"] > datetime.now(UTC) + timedelta(days=1000)
+
+
 def test_a_rotation_that_dies_half_way_leaves_a_registry_that_verifies(publisher, tmp_path, monkeypatch):
     publisher.publish(*content(tmp_path / "a", "2026-W46", db=b"data"))
-    monkeypatch.setattr(metadata, "commit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    interrupt(monkeypatch, "commit")
     with pytest.raises(KeyboardInterrupt):
-        publisher.rotate_key("timestamp")
+        publisher.rotate_keys(["timestamp"])
     monkeypatch.undo()
     assert pull(publisher, tmp_path).id == "2026-W46/r1"
-    publisher.rotate_key("timestamp")
+    publisher.rotate_keys(["timestamp"])
     assert pull(publisher, tmp_path).id == "2026-W46/r1"
 
 
@@ -384,8 +458,15 @@ def test_a_release_with_damaged_contents_is_not_adopted_and_named(publisher, tmp
     artifacts.create(blob_key(manifest.files[0].sha256), b"dbta")
     artifacts.create("fixtures/releases/2026-W45/r1/manifest.json", manifest.to_json())
     artifacts.create("fixtures/releases/2026-W44/r1/manifest.json", b"{}")
+    artifacts.create("fixtures/releases/2026-W46/r1/manifest.json", manifest.to_json())
+    artifacts.create("fixtures/releases/backup/old/manifest.json", b"not ours")
     publisher.init(lambda progress: told.append(progress.stage))
-    assert [t.partition(":")[0] for t in told] == ["2026-W44/r1 is not adopted", "2026-W45/r1 is not adopted"]
+    assert [t.partition(" is not adopted")[0] for t in told] == [
+        "fixtures 2026-W44/r1",
+        "fixtures 2026-W45/r1",
+        "fixtures 2026-W46/r1",
+        "fixtures backup/old",
+    ]
     assert publisher.index().names(KIND) == []
 
 
@@ -435,10 +516,22 @@ def held_by(publisher, process, **times):
     publisher.registry.channels.swap(lease.KEY, held.to_json(), before)
 
 
-def test_a_lease_that_ran_out_is_taken_over(publisher, tmp_path):
+@pytest.mark.parametrize("minutes", [-1, 60 * 24 * 365], ids=["ran out", "taken by a clock a year ahead"])
+def test_a_lease_that_does_not_count_any_more_is_taken_over(publisher, tmp_path, minutes):
     publisher.init()
-    held_by(publisher, "otherhost.1", minutes=-1)
+    held_by(publisher, "otherhost.1", minutes=minutes)
     assert replace(publisher, patience_s=0.1).publish(*content(tmp_path / "a", "2026-W47", db=b"data")).created
+
+
+def test_a_lease_that_is_none_stops_nobody(publisher, tmp_path):
+    publisher.init()
+    for junk in (
+        b"no json",
+        b"{}",
+        b'{"purpose": "x", "run_id": "", "process": "x", "nonce": "", "taken_at": "?", "expires_at": "?"}',
+    ):
+        publisher.registry.channels.swap(lease.KEY, junk, publisher.registry.channels.read(lease.KEY))
+        publisher.publish(*content(tmp_path / "a", "2026-W47", db=junk))
 
 
 def test_the_lease_of_a_dead_process_of_this_host_is_taken_over_at_once(publisher, tmp_path):
@@ -502,7 +595,7 @@ def test_a_registry_that_starts_anew_keeps_what_it_knows_and_needs_a_new_root(pu
     for path in publisher.keys.folder.glob("root-*.pem"):
         path.unlink()
     with pytest.raises(CheckError, match="no key to sign role root"):
-        publisher.rotate_key("timestamp")
+        publisher.rotate_keys(["timestamp"])
     publisher.start_anew()
     with pytest.raises(IntegrityError, match="does not verify"):
         client.pull(Wanted(KIND), tmp_path / "o")
@@ -510,7 +603,79 @@ def test_a_registry_that_starts_anew_keeps_what_it_knows_and_needs_a_new_root(pu
     assert Puller(new, tmp_path / "cc").pull(Wanted(KIND), tmp_path / "o").id == "2026-W47/r1"
     with pytest.raises(CheckError, match="leak"):
         Puller(new, tmp_path / "cc").pull(Wanted(KIND, name="2026-W48"), tmp_path / "o")
-    publisher.rotate_key("timestamp")
+    publisher.rotate_keys(["timestamp"])
+
+
+@pytest.mark.parametrize("step", ["new_root", "commit"])
+def test_starting_anew_that_is_interrupted_is_run_again_and_forgets_nothing(publisher, tmp_path, monkeypatch, step):
+    """No key can be made (a sealed Vault), or the machine stops with the old metadata gone already."""
+    three_weeks(publisher, tmp_path)
+    publisher.revoke(KIND, Version("2026-W48", 1), "leak")
+    publisher.pin(KIND, Version("2026-W46", 1), "baseline")
+    before = publisher.index()
+    interrupt(monkeypatch, step)
+    with pytest.raises(KeyboardInterrupt):
+        publisher.start_anew()
+    monkeypatch.undo()
+    if step == "new_root":
+        assert publisher.index() == before
+    publisher.start_anew()
+    assert publisher.index() == before
+    assert pull(publisher, tmp_path).id == "2026-W47/r1"
+
+
+def test_a_new_root_is_not_made_where_another_is_trusted(publisher, tmp_path):
+    three_weeks(publisher, tmp_path)
+    root = tmp_path / "trusted.json"
+    root.write_bytes(publisher.registry.own_root.read_bytes())
+    told = replace(publisher, registry=replace(publisher.registry, root_file=root))
+    with pytest.raises(InputError, match="AKIDB_REGISTRY_ROOT names"):
+        told.start_anew()
+    assert pull(publisher, tmp_path).id == "2026-W48/r1"
+
+
+@pytest.mark.parametrize("step", ["root stored", "commit"])
+def test_making_a_registry_that_is_interrupted_is_run_again(oci_stub, tmp_path, monkeypatch, step):
+    from tests.services.places import oci_place, use
+
+    place = oci_place(oci_stub, tmp_path)
+    use(place, monkeypatch)
+    publisher = open_publisher(place.settings(tmp_path / "home"))
+    create = type(publisher.registry.channels).create
+
+    def stop(store, key, *arguments, **options):
+        create(store, key, *arguments, **options)
+        if key == metadata.root_key(1):
+            raise KeyboardInterrupt
+
+    if step == "root stored":
+        monkeypatch.setattr(type(publisher.registry.channels), "create", stop)
+    else:
+        interrupt(monkeypatch, "commit")
+    with pytest.raises(KeyboardInterrupt):
+        publisher.init()
+    monkeypatch.undo()
+    use(place, monkeypatch)
+    assert publisher.init() is True
+    assert publisher.init() is False
+    publisher.publish(*content(tmp_path / "a", "2026-W47", db=b"data"))
+
+
+def test_a_store_of_the_same_name_elsewhere_does_not_overwrite_this_ones_keys(seaweed, tmp_path, monkeypatch):
+    """The endpoint of another environment was set by mistake."""
+    from tests.services.places import seaweed_place, use
+
+    place = seaweed_place(seaweed)
+    use(place, monkeypatch)
+    publisher = open_publisher(place.settings(tmp_path / "home"))
+    publisher.init()
+    root = publisher.registry.own_root.read_bytes()
+    channels = publisher.registry.channels
+    channels.delete([o.key for o in channels.list("tuf/")])
+    with pytest.raises(InputError, match="keeps the root and keys") as caught:
+        publisher.init()
+    assert "check the endpoint" in caught.value.hint
+    assert publisher.registry.own_root.read_bytes() == root
 
 
 def test_a_registry_whose_metadata_is_gone_is_made_again_of_its_releases(publisher, tmp_path):

@@ -62,7 +62,7 @@ def test_a_retired_release_can_be_pulled_for_a_week_and_then_it_is_gone(publishe
     assert actions(early)["2026-W30/r1"] == "keep"
     done = collect(later(publisher, days=8))
     assert actions(done)["2026-W30/r1"] == "remove"
-    assert done.removed_bytes == len("2026-W30")
+    assert sum(d.size_bytes for d in done.decisions if d.action == "remove" and d.what.startswith("blobs/")) == len("2026-W30")
     gone = stored - {o.key for o in publisher.registry.artifacts.list("blobs/")}
     assert len(gone) == 1, "what other weeks have in common stays"
     left = sorted(o.key for o in publisher.registry.artifacts.list("fixtures/releases/2026-W30/"))
@@ -126,7 +126,7 @@ def test_kinds_without_a_policy_are_kept_for_ever(publisher, tmp_path):
 
 def test_superseded_metadata_goes_and_roots_stay(publisher, tmp_path):
     publish_weeks(publisher, tmp_path, 3)
-    publisher.rotate_key("timestamp")
+    publisher.rotate_keys(["timestamp"])
     plan = collect(later(publisher, days=8))
     assert "superseded metadata" in {d.what for d in plan.decisions}
     left = {o.key.removeprefix("tuf/metadata/") for o in publisher.registry.channels.list("tuf/metadata/")}
@@ -191,6 +191,52 @@ def test_a_publisher_that_was_overtaken_by_a_collection_does_not_name_what_is_go
     assert publisher.index().names(KIND) == ["2026-W30"]
     publisher.publish(manifest, folder)
     assert Puller(publisher.registry, tmp_path / "c").pull(Wanted(KIND), tmp_path / "o").id == "2026-W50/r1"
+
+
+def test_a_collector_that_slept_past_its_lease_removes_nothing_that_was_named_since(publisher, tmp_path):
+    """It has decided and committed; then a publisher finds the blob in the store, and names it."""
+    publish_weeks(publisher, tmp_path, 1)
+    data = b"an orphan that somebody needs after all"
+    manifest, folder = content(tmp_path / "new", "2026-W50", db=data)
+    key = blob_key(manifest.files[0].sha256)
+    publisher.registry.artifacts.create(key, data)
+    os.utime(tmp_path / "store" / "artifacts" / key, (0, 0))
+    other = open_publisher(Settings(home=tmp_path / "home", store=publisher.registry.url))
+    channels = publisher.registry.channels
+
+    def sleep(_):
+        past = datetime.now(UTC) - timedelta(hours=30)
+        ended = lease.Lease("collecting", "r", "otherhost.1", "n", past.isoformat(), (past + lease.LIFETIME).isoformat())
+        channels.swap(lease.KEY, ended.to_json(), channels.read(lease.KEY))
+        other.publish(manifest, folder)
+
+    with pytest.raises(BusyError):
+        collect(publisher, report=sleep)
+    assert Puller(publisher.registry, tmp_path / "c").pull(Wanted(KIND), tmp_path / "o").id == "2026-W50/r1"
+
+
+def test_metadata_that_was_superseded_a_moment_ago_stays_for_slow_readers(publisher, tmp_path):
+    """It was written long ago; a reader may be half way through it all the same."""
+    publish_weeks(publisher, tmp_path, 2)
+    for path in (tmp_path / "store" / "channels" / "tuf").rglob("*.json"):
+        os.utime(path, (0, 0))
+    before = {o.key for o in publisher.registry.channels.list("tuf/")}
+    newest = {key for key in before if key.endswith(".snapshot.json")}
+    publish_weeks(publisher, tmp_path, 1, start=2)
+    collect(publisher)
+    left = {o.key for o in publisher.registry.channels.list("tuf/")}
+    assert max(newest) in left
+    assert min(newest) not in left
+
+
+def test_what_a_dead_publisher_said_of_a_release_goes_too_and_its_claim_stays(publisher, tmp_path):
+    publish_weeks(publisher, tmp_path, 1)
+    manifest, _ = content(tmp_path / "dead", "2026-W50", db=b"dead")
+    prefix = "fixtures/releases/2026-W50/r1"
+    for file, data in (("SHA256SUMS", manifest.sums), ("manifest.json", manifest.to_json())):
+        publisher.registry.artifacts.create(f"{prefix}/{file}", data)
+    collect(later(publisher, days=8))
+    assert [o.key for o in publisher.registry.artifacts.list(f"{prefix}/")] == [f"{prefix}/SHA256SUMS"]
 
 
 def test_the_grace_is_a_week():

@@ -29,7 +29,7 @@ def test_a_registry_is_signed_with_keys_that_never_leave_vault(vault, tmp_path):
     puller = Puller(publisher.registry, tmp_path / "cache")
     assert puller.pull(Wanted("fixtures"), tmp_path / "out").id == "2026-W46/r1"
     for role in ("timestamp", "root"):
-        publisher.rotate_key(role)
+        publisher.rotate_keys([role])
         assert puller.pull(Wanted("fixtures"), tmp_path / "out").id == "2026-W46/r1"
     publisher.publish(*content(tmp_path / "b", "2026-W47", db=b"more"))
     assert puller.pull(Wanted("fixtures"), tmp_path / "out").id == "2026-W47/r1"
