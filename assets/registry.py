@@ -30,7 +30,7 @@ Tools = dg.ResourceParam[RegistryTools]
     deps=[RELEASE],
     group_name=GROUP,
     owners=[PLATFORM],
-    kinds={"s3"},
+    kinds={"tuf"},
     description="Releases and signed channels that engineers and CI pull from: heads, sizes, and when the signatures end.",
     tags={"runbook": "pull-fails"},
 )
@@ -89,10 +89,8 @@ def _report_metadata(report: "RegistryReport", tools: RegistryTools) -> dict[str
                 "release": str(e.version),
                 "megabytes": round(e.size_bytes / 1e6, 2),
                 "published at": e.published_at,
-                "revoked": e.revoked,
-                "pinned": e.pinned,
-                "retired": e.retired_at,
-                "manifest": e.manifest_sha256,
+                "note": e.note,
+                "manifest": e.manifest_sha256[:16],
             }
         )
         for e in reversed(report.entries[-_ROWS:])
@@ -124,7 +122,7 @@ class RetentionConfig(dg.Config):
     deps=[REGISTRY],
     group_name=GROUP,
     owners=[PLATFORM],
-    kinds={"s3"},
+    kinds={"tuf"},
     description="What retention keeps, retires and removes, and why: eight newest weeks, pins, channel targets; a week of grace.",
     tags={"runbook": "pull-fails"},
 )

@@ -112,10 +112,8 @@ def registry_status(as_json: AsJson = False) -> None:
         for column in ("kind", "release", "MB", "published at", "manifest", "note"):
             releases.add_column(column)
         for e in report.entries:
-            note = f"revoked: {e.revoked}" if e.revoked else f"pinned: {e.pinned}" if e.pinned else ""
-            note = note or (f"retired {e.retired_at}" if e.retired_at else "")
             releases.add_row(
-                e.kind, str(e.version), f"{e.size_bytes / 1e6:.1f}", e.published_at, e.manifest_sha256[:16], escape(note)
+                e.kind, str(e.version), f"{e.size_bytes / 1e6:.1f}", e.published_at, e.manifest_sha256[:16], escape(e.note)
             )
         wide(120).print(releases)
         ends = ", ".join(f"{role} {moment:%Y-%m-%d}" for role, moment in report.expires.items())

@@ -94,6 +94,12 @@ class Entry:
         """Of its target."""
         return f"{self.kind}/releases/{self.version}/provenance.json"
 
+    @property
+    def note(self) -> str:
+        """What is special about it, in a few words; mostly nothing."""
+        told = (("revoked", self.revoked), ("pinned", self.pinned), ("retired", self.retired_at))
+        return "; ".join(f"{what}: {value}" for what, value in told if value)
+
 
 @dataclass(frozen=True)
 class Head:
