@@ -148,12 +148,14 @@ def registry_rollback(
 
 @registry_app.command("revoke")
 def registry_revoke(release: ReleaseArgument, reason: ReasonOption, kind: KindOption = "fixtures") -> None:
-    """Withdraw a release: nobody can pull it any more; channels that point at it go back to the release before."""
+    """Withdraw a release: nobody can pull it any more; channels that point at it go back to where they pointed before."""
+    from akidb_pipelines.store.index import CHANNELS
+
     index = _publisher().revoke(kind, _version(release), reason)
     typer.echo(f"{kind} {release} is revoked")
-    for head in index.heads.values():
-        if head.kind == kind:
-            typer.echo(f"  {head.channel} points at {head.version} (sequence {head.sequence})")
+    for channel in CHANNELS:
+        head = index.head(kind, channel)
+        typer.echo(f"  {channel} points at {f'{head.version} (sequence {head.sequence})' if head else 'nothing'}")
 
 
 @registry_app.command("pin")
