@@ -95,9 +95,10 @@ def plan(
     """
     decisions: list[Decision] = []
     after, gone = index, []
+    newest = {kind: _newest(index, kind, policies.get(kind)) for kind in index.kinds()}
     for entry in (e for kind in index.kinds() for e in index.of(kind)):
         what = f"{entry.kind} {entry.version}"
-        kept = _kept_because(index, entry, policies)
+        kept = _kept_because(index, entry, newest[entry.kind])
         if kept and entry.retired_at:
             after = after.with_entry(replace(entry, retired_at=""))
             decisions.append(Decision(what, "unretire", kept))
@@ -136,16 +137,20 @@ def _key(entry: Entry, file: str) -> str:
     return release_key(entry.kind, entry.version.name, entry.version.revision, file)
 
 
-def _kept_because(index: Index, entry: Entry, policies: Mapping[str, Policy]) -> str:
+def _newest(index: Index, kind: str, policy: Policy | None) -> set[str] | None:
+    """The names that a policy keeps; None where there is no policy, and everything is kept."""
+    names = sorted({e.version.name for e in index.of(kind)}, reverse=True)
+    return set(names[: policy.newest]) if policy else None
+
+
+def _kept_because(index: Index, entry: Entry, newest: set[str] | None) -> str:
     if entry.pinned:
         return f"pinned: {entry.pinned}"
     if pointing := sorted(h.channel for h in index.heads.values() if h.kind == entry.kind and h.version == entry.version):
         return f"channel {', '.join(pointing)} points at it"
-    policy = policies.get(entry.kind)
-    if policy is None:
+    if newest is None:
         return "this kind is kept for ever"
-    names = sorted({e.version.name for e in index.of(entry.kind)}, reverse=True)[: policy.newest]
-    return f"one of the newest {policy.newest}" if entry.version.name in names else ""
+    return f"one of the newest {len(newest)}" if entry.version.name in newest else ""
 
 
 def survey(registry: Registry, index: Index, state: State, now: datetime) -> Plan:
@@ -216,7 +221,9 @@ def collect(publisher: Publisher, *, dry_run: bool = False, report: Callable[[st
         if found.index != edit.index or found.objects:
             edit.commit(found.index)
         report(f"removing {len(found.objects)} objects, {found.removed_bytes / 1e6:.1f} MB")
-        for store, keys in ((registry.artifacts, found.objects), (registry.channels, found.documents)):
+        # The commit may have named again what an index of long ago said.
+        documents = [key for key in found.documents if key not in live_keys(edit.state)]
+        for store, keys in ((registry.artifacts, found.objects), (registry.channels, documents)):
             for start in range(0, len(keys), _BATCH):
                 edit.expect_current()
                 store.delete(keys[start : start + _BATCH])

@@ -109,8 +109,8 @@ def test_unusable_input_ends_with_2_and_a_message(cli, weeks, arguments, told):
 def test_collecting_says_what_and_why(cli, weeks):
     dry = json.loads(cli("registry", "gc", "--dry-run", "--json").out)
     assert dry["dry_run"]
-    assert {d["why"] for d in dry["decisions"]} == {"channel latest points at it", "one of the newest 8"}
-    assert "one of the newest 8" in cli("registry", "gc").out
+    assert {d["why"] for d in dry["decisions"]} == {"channel latest points at it", "one of the newest 3"}
+    assert "one of the newest 3" in cli("registry", "gc").out
 
 
 def test_keys_are_replaced_and_the_root_key_can_be_kept_elsewhere(cli, weeks, tmp_path):
