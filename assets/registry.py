@@ -56,7 +56,7 @@ def metadata_expiry(registry_tools: Tools) -> dg.AssetCheckResult:
 def expiry_result(report: "RegistryReport") -> dg.AssetCheckResult:
     """The outcome of the check, for the check itself and for the sensor that watches between runs."""
     now = datetime.now(UTC)
-    ended = any(end <= now for end in report.expires.values())
+    ended = not report.expires or any(end <= now for end in report.expires.values())
     first = min(report.expires.items(), key=lambda item: item[1], default=None)
     fine = f"first to end: {first[0]} on {first[1]:%Y-%m-%d}" if first else "nothing is signed yet"
     return dg.AssetCheckResult(

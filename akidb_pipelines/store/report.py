@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from akidb_pipelines.store.index import Entry, Head
-from akidb_pipelines.store.metadata import WARN_BEFORE, load
+from akidb_pipelines.store.metadata import TIMESTAMP, WARN_BEFORE, load
 from akidb_pipelines.store.registry import Registry
 
 
@@ -24,7 +24,7 @@ class RegistryReport:
     """When each role's metadata ends; empty when nothing was ever signed."""
     root_fingerprint: str
     warnings: tuple[str, ...]
-    """What ends within ten days, or has ended."""
+    """What ends within ten days, has ended, or is gone."""
 
     @property
     def size_bytes(self) -> int:
@@ -41,9 +41,12 @@ def examine(registry: Registry, now: datetime) -> RegistryReport:
         OutsideError: the store cannot be reached.
     """
     root = registry.root()
-    state = load(registry.channels, root) if root else None
-    if root is None or state is None:
+    if root is None:
         return RegistryReport(registry.url, (), (), {}, "", ())
+    state = load(registry.channels, root)
+    if state is None:
+        told = f"{TIMESTAMP} is gone: nobody can pull; put its newest good version back (docs/runbooks/pull-fails.md)"
+        return RegistryReport(registry.url, (), (), {}, fingerprint(root), (told,))
     index, expires = state.index, state.expiries()
     return RegistryReport(
         url=registry.url,

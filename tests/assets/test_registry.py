@@ -114,6 +114,13 @@ def test_the_sensor_says_when_the_registry_does_not_verify(settings, publisher):
         sensed(settings)
 
 
+def test_the_sensor_turns_red_when_the_timestamp_is_gone(settings, publisher):
+    (settings.home / "store" / "channels" / "tuf" / "metadata" / "timestamp.json").unlink()
+    (evaluation,) = sensed(settings).asset_events
+    assert (evaluation.passed, evaluation.severity) == (False, dg.AssetCheckSeverity.ERROR)
+    assert "put its newest good version back" in evaluation.description
+
+
 def test_an_empty_registry_is_no_trouble(settings, instance):
     assert collected(settings, instance).success
     assert "nothing is signed yet" in sensed(settings).skip_reason.skip_message
