@@ -93,6 +93,27 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A request and what of a bucket it names."""
+
+    request: Request
+    bucket: str
+    name: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.bucket, self.name
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return self.request.headers
+
+    @property
+    def query(self) -> dict[str, str]:
+        return self.request.query
+
+
+@dataclass(frozen=True)
 class Answer:
     """An answer; `content-length` is added."""
 

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from tests.services.http_stub import (
     Answer,
+    Call,
     FlipBit,
     Hang,
     HttpStub,
@@ -148,24 +149,8 @@ class Denial:
 
 
 @dataclass(frozen=True)
-class _Call:
-    """A request and what of a bucket it names."""
-
-    request: Request
-    bucket: str
-    name: str
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.bucket, self.name
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return self.request.headers
-
-    @property
-    def query(self) -> dict[str, str]:
-        return self.request.query
+class _Call(Call):
+    """What is particular to this service."""
 
     def details(self) -> dict:
         try:

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.services.http_stub import Answer, HttpStub, RefusedError, Request, ranged
+from tests.services.http_stub import Answer, Call, HttpStub, RefusedError, Request, ranged
 
 CLOCK_SKEW_SECONDS = 900
 REGION = "eu-frankfurt-1"
@@ -204,24 +204,8 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class _Call:
-    """A request and what of a bucket it names."""
-
-    request: Request
-    bucket: str
-    name: str
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return self.bucket, self.name
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return self.request.headers
-
-    @property
-    def query(self) -> dict[str, str]:
-        return self.request.query
+class _Call(Call):
+    """What is particular to this service."""
 
     @property
     def metadata(self) -> dict[str, str]:
