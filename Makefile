@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 PYTEST_ARGS ?=
 REPEAT ?= 5
-CHAOS := $(addprefix tests/store/test_,faults.py kills.py attacks.py retention.py pull.py)
+CHAOS := $(addprefix tests/store/test_,faults.py kills.py attacks.py lease.py retention.py pull.py)
 
 .PHONY: help setup setup-dev run ui test test-all lint chaos bench lock clean
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -197,11 +197,8 @@ class OciBucket:
 
     def abort(self, upload: Upload) -> None:
         """See Bucket."""
-        try:
-            with self._telling(f"giving up storing {upload.key}", conditional=True):
-                self._client.abort_multipart_upload(*self._where, upload.key, upload.id)
-        except RefusedError:
-            pass  # gone already
+        with suppress(RefusedError), self._telling(f"giving up storing {upload.key}", conditional=True):
+            self._client.abort_multipart_upload(*self._where, upload.key, upload.id)
 
     # --- the bucket, tiers
 

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -210,11 +210,8 @@ class S3Bucket:
 
     def abort(self, upload: Upload) -> None:
         """See Bucket."""
-        try:
-            with self._telling(f"giving up storing {upload.key}", conditional=True):
-                self._client.abort_multipart_upload(Bucket=self.name, Key=upload.key, UploadId=upload.id)
-        except RefusedError:
-            pass  # gone already
+        with suppress(RefusedError), self._telling(f"giving up storing {upload.key}", conditional=True):
+            self._client.abort_multipart_upload(Bucket=self.name, Key=upload.key, UploadId=upload.id)
 
     # --- the bucket, tiers
 

@@ -13,6 +13,8 @@ import pytest
 from akidb_pipelines.settings import Settings
 from akidb_pipelines.store.areas import ARTIFACTS, CHANNELS
 from akidb_pipelines.store.manifest import ReleaseManifest, released_file
+from akidb_pipelines.store.publisher import Publisher
+from akidb_pipelines.store.pull import Pulled, Puller, Wanted
 from tests.services.oci_stub import OciStub
 from tests.services.s3_rules_stub import S3RulesStub
 from tests.services.seaweed import Seaweed
@@ -81,3 +83,17 @@ def clean_environment(**more: str) -> dict[str, str]:
     """This process's environment without settings of ours, for programs that are started."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AKIDB_", "DAGSTER_", "AWS_", "OCI_"))}
     return {**kept, **more}
+
+
+KIND = "fixtures"
+
+
+def pull(publisher: Publisher, folder: Path, **wanted: str) -> Pulled:
+    """Pull as the machine that publishes: its cache and its `out` below a folder."""
+    return Puller(publisher.registry, folder / "cache").pull(Wanted(KIND, **wanted), folder / "out")
+
+
+def three_weeks(publisher: Publisher, folder: Path) -> None:
+    """Release three small weeks."""
+    for week in ("2026-W46", "2026-W47", "2026-W48"):
+        publisher.publish(*content(folder / week, week, db=week.encode()))
