@@ -24,6 +24,7 @@ from akidb_pipelines.periods import FIRST_WEEK, Week
 from akidb_pipelines.settings import Settings
 from akidb_pipelines.store.index import Version
 from akidb_pipelines.store.manifest import Release
+from akidb_pipelines.store.report import fingerprint
 
 _REPOSITORY = {".dagster/repository": "__repository__@akidb_pipelines"}
 """The tag by which the UI tells which code location a run belongs to."""
@@ -45,6 +46,10 @@ class WeeklyRun:
     build_seconds: dict[str, float]
     """By profile."""
     seconds: float
+    registry: str
+    """Where it was released to."""
+    root_fingerprint: str
+    """Of the root that clients are given."""
 
 
 def run_week(settings: Settings, week: Week, profiles: Sequence[str], console: Console) -> WeeklyRun:
@@ -109,6 +114,8 @@ def run_week(settings: Settings, week: Week, profiles: Sequence[str], console: C
             name.removesuffix("_seconds"): float(str(value.value)) for name, value in built.items() if name.endswith("_seconds")
         },
         seconds=perf_counter() - started,
+        registry=workshop.registry.url,
+        root_fingerprint=fingerprint(workshop.registry.root() or b""),
     )
 
 
@@ -159,7 +166,8 @@ def run_table(run: WeeklyRun) -> Table:
     """The table a run ends with: file, rows by table, digest, checks passed, seconds."""
     tables = {"users": "users", "collections": "collections", "vector_documents": "documents", "audit_logs": "audit rows"}
     title = f"{run.release.id} {'released' if run.new else 'is unchanged: the same bytes were released before'}"
-    table = Table(title=title, caption=f"{run.seconds:.1f} s in all; run {run.run_id}")
+    registry = f"registry {run.registry}\nroot fingerprint {run.root_fingerprint}"
+    table = Table(title=title, caption=f"{run.seconds:.1f} s in all; run {run.run_id}\n{registry}")
     for column in ("file", *tables.values(), "MB", "sha256", "checks passed", "seconds"):
         table.add_column(column, justify="left" if column in {"file", "sha256"} else "right", no_wrap=True)
     for fixture in run.build.fixtures:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from akidb_pipelines.errors import InputError
 from akidb_pipelines.files import write_whole
-from akidb_pipelines.progress import Report
+from akidb_pipelines.progress import Progress, Report
 from akidb_pipelines.store import metadata
 from akidb_pipelines.store.adoption import adopt, forget_old_pointers
 from akidb_pipelines.store.editing import Edit, Editor
@@ -47,6 +47,7 @@ class Keeper(Editor):
         new = channels.stat(metadata.root_key(1)) is None
         if new:
             self._store_root(self._new_root())
+            report(Progress(f"made registry {self.registry.url}; its root is {self.registry.own_root}"))
         elif channels.stat(metadata.TIMESTAMP) or not self._was_interrupted():
             return False
         Edit(self, held, metadata.empty_state(self.registry.own_root.read_bytes())).commit(
