@@ -162,8 +162,11 @@ def read_target(channels: ObjectStore, target: TargetFile) -> bytes:
     """
     from tuf.api.exceptions import LengthOrHashMismatchError
 
-    # One byte more than there should be is enough to know: an endless answer is not waited for.
-    data = channels.read(target_key(target.path, target.hashes["sha256"]), 0, target.length + 1)
+    try:
+        # One byte more than there should be is enough to know: an endless answer is not waited for.
+        data = channels.read(target_key(target.path, target.hashes["sha256"]), 0, target.length + 1)
+    except MissingObjectError as error:
+        raise IntegrityError(f"{error.message}, though the signed metadata names it", hint=_PUT_BACK) from error
     try:
         target.verify_length_and_hashes(data)
     except LengthOrHashMismatchError as error:
@@ -251,8 +254,8 @@ def _put_next(channels: ObjectStore, role: str, metadata: Metadata[Any], version
 
 def _highest(channels: ObjectStore, role: str) -> int:
     ending = f".{role}.json"
-    names = (o.key.removeprefix(METADATA) for o in channels.list(METADATA))
-    return max((int(n.removesuffix(ending)) for n in names if n.endswith(ending)), default=0)
+    numbers = (o.key.removeprefix(METADATA).removesuffix(ending) for o in channels.list(METADATA) if o.key.endswith(ending))
+    return max((int(n) for n in numbers if n.isdecimal()), default=0)
 
 
 # --- the ceremony

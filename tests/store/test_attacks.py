@@ -211,6 +211,22 @@ def test_deletion_a_vanished_document_is_named(client, tmp_path):
         client.pull(Wanted(KIND), tmp_path / "out")
 
 
+def test_deletion_a_vanished_index_is_not_taken_for_an_empty_registry(client, publisher, tmp_path):
+    for path in (tmp_path / "store" / "channels" / "tuf" / "targets" / "fixtures").glob("*.index.json"):
+        path.unlink()
+    for act in (lambda: client.pull(Wanted(KIND), tmp_path / "out"), publisher.index):
+        with pytest.raises(IntegrityError, match="though the signed metadata names it"):
+            act()
+
+
+def test_a_planted_document_of_an_odd_name_stops_nobody(publisher, root_file, tmp_path):
+    folder = metadata_folder(tmp_path)
+    newest = max(int(p.name.split(".")[0]) for p in folder.glob("*.targets.json"))
+    (folder / f"{newest + 1}.targets.json").write_text("planted")
+    (folder / "odd.targets.json").write_text("planted")
+    assert publisher.publish(*content(tmp_path / "w48", "2026-W48", db=b"x")).created
+
+
 def test_rollback_a_revocation_cannot_be_undone_by_putting_the_state_before_back(publisher, root_file, tmp_path):
     """The publisher remembers what it committed, though it never pulled."""
     from akidb_pipelines.store.index import Version
