@@ -45,7 +45,7 @@ def test_a_release_with_damaged_contents_is_not_adopted_and_named(publisher, tmp
     artifacts.create("fixtures/releases/2026-W46/r1/manifest.json", manifest.to_json())
     artifacts.create("fixtures/releases/backup/old/manifest.json", b"not ours")
     publisher.init(lambda progress: told.append(progress.stage))
-    assert [t.partition(" is not adopted")[0] for t in told] == [
+    assert [t.partition(" is not adopted")[0] for t in told if "is not adopted" in t] == [
         "fixtures 2026-W44/r1",
         "fixtures 2026-W45/r1",
         "fixtures 2026-W46/r1",
