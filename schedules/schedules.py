@@ -31,5 +31,5 @@ def registry_gc(cron: str) -> dg.ScheduleDefinition:
         job=registry_gc_job,
         cron_schedule=cron,
         execution_timezone="UTC",
-        description="Once a week, by default Wednesday 05:00 UTC: retire what is outside retention, remove what has been retired for a week.",
+        description="By default Wednesday 05:00 UTC: retire what is outside retention, remove what was retired a week ago.",
     )
