@@ -89,7 +89,7 @@ publisher.publish(manifest, source)
 moved = 0
 def count(request, **_):
     global moved
-    moved += len(request.body or b"") + sum(len(k) + len(v) for k, v in request.headers.items())
+    moved += int(request.headers.get("Content-Length") or 0) + sum(len(k) + len(v) for k, v in request.headers.items())
 def count_answer(http_response, model, **_):
     global moved
     moved += sum(len(k) + len(v) for k, v in http_response.headers.items())

@@ -179,11 +179,11 @@ class OciBucket:
             if not page:
                 return
 
-    def put_part(self, upload: Upload, number: int, data: bytes) -> StoredPart:
+    def put_part(self, upload: Upload, number: int, data: bytearray) -> StoredPart:
         """See Bucket."""
         digest = _checked(hashlib.sha256(data).hexdigest())
         with self._telling(f"storing part {number} of {upload.key}", conditional=True):
-            answer = self._client.upload_part(*self._where, upload.key, upload.id, number, data, **digest)
+            answer = self._client.upload_part(*self._where, upload.key, upload.id, number, bytes(data), **digest)
         return StoredPart(number, len(data), answer.headers["etag"], "")
 
     def commit(self, upload: Upload, parts: Sequence[StoredPart]) -> None:

@@ -135,7 +135,7 @@ class Bucket(Protocol):
         """
         ...
 
-    def put_part(self, upload: Upload, number: int, data: bytes) -> StoredPart:
+    def put_part(self, upload: Upload, number: int, data: bytearray) -> StoredPart:
         """Store a part, whose digest the server checks.
 
         Raises:
@@ -209,7 +209,7 @@ class RemoteStore:
         upload, stored = self._resume(key, sha256)
         done: dict[int, StoredPart] = {}
 
-        def put(part: Part, data: bytes) -> None:
+        def put(part: Part, data: bytearray) -> None:
             had = stored.get(part.number)
             if had and had.size_bytes == part.length and had.md5 == hashlib.md5(data, usedforsecurity=False).hexdigest():
                 done[part.number] = had

@@ -193,7 +193,7 @@ class S3Bucket:
             found = (part for page in pages for part in page.get("Parts", []))
             return tuple(_part(part["PartNumber"], part["Size"], part["ETag"]) for part in found)
 
-    def put_part(self, upload: Upload, number: int, data: bytes) -> StoredPart:
+    def put_part(self, upload: Upload, number: int, data: bytearray) -> StoredPart:
         """See Bucket."""
         with self._telling(f"storing part {number} of {upload.key}", conditional=True):
             where = {"Bucket": self.name, "Key": upload.key, "UploadId": upload.id, "PartNumber": number}

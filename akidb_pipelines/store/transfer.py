@@ -14,7 +14,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import BinaryIO
 
 from akidb_pipelines.store.objects import Moved
@@ -56,30 +55,43 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def send(source: BinaryIO, parts: list[Part], put: Callable[[Part, bytes], None], moved: Moved) -> str:
-    """Read a file part by part and hand each to `put`, several at a time.
+def send(source: BinaryIO, parts: list[Part], put: Callable[[Part, bytearray], None], moved: Moved) -> str:
+    """Read a file part by part and hand each to `put`, several at a time. A part's buffer is used again once `put` has returned: new memory
+    for each would cost more than reading it. (A bytearray, because botocore makes a file of bytes, and sends that in pieces of 16 KiB.)
 
     Returns:
         The digest of the whole file as it was read.
     """
     digest = hashlib.sha256()
-    waiting: deque[tuple[Part, Future[None]]] = deque()
+    largest = max((p.length for p in parts), default=0)
+    free = deque(bytearray(largest) for _ in range(min(_WINDOW, len(parts))))
+    waiting: deque[tuple[Part, bytearray, Future[None]]] = deque()
 
     def settle() -> None:
-        part, future = waiting.popleft()
+        part, buffer, future = waiting.popleft()
         future.result()
         moved(part.length)
+        free.append(buffer)
 
     with _workers() as pool:
         for part in parts:
-            while len(waiting) >= WORKERS:
+            while not free:
                 settle()
-            data = source.read(part.length)
-            digest.update(data)
-            waiting.append((part, pool.submit(put, part, data)))
+            buffer = free.popleft()
+            view = memoryview(buffer)[: part.length]
+            _read_all(source, view)
+            digest.update(view)
+            data = buffer if part.length == largest else bytearray(view)
+            waiting.append((part, buffer, pool.submit(put, part, data)))
         while waiting:
             settle()
     return digest.hexdigest()
+
+
+def _read_all(source: BinaryIO, view: memoryview) -> None:
+    """Fill a view. What a file that shrank meanwhile cannot fill stays as it was: the digest tells."""
+    while view and (count := source.readinto(view)):  # type: ignore[attr-defined]
+        view = view[count:]
 
 
 def receive(target: Path, parts: list[Part], get: Callable[[Part, memoryview], None], moved: Moved) -> str:
@@ -89,10 +101,8 @@ def receive(target: Path, parts: list[Part], get: Callable[[Part, memoryview], N
         The digest of the whole file as it was written.
     """
     digest = hashlib.sha256()
-    buffers: SimpleQueue[bytearray] = SimpleQueue()
     largest = max((p.length for p in parts), default=0)
-    for _ in range(min(_WINDOW, len(parts))):
-        buffers.put(bytearray(largest))
+    free = deque(bytearray(largest) for _ in range(min(_WINDOW, len(parts))))
     waiting: deque[tuple[Part, bytearray, Future[None]]] = deque()
     with _workers() as pool, target.open("wb", buffering=0) as out:
 
@@ -103,12 +113,12 @@ def receive(target: Path, parts: list[Part], get: Callable[[Part, memoryview], N
             digest.update(view)
             _write_all(out.fileno(), view)
             moved(part.length)
-            buffers.put(buffer)
+            free.append(buffer)
 
         for part in parts:
-            while buffers.empty():
+            while not free:
                 settle()
-            buffer = buffers.get()
+            buffer = free.popleft()
             waiting.append((part, buffer, pool.submit(get, part, memoryview(buffer)[: part.length])))
         while waiting:
             settle()
