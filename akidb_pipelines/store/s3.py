@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any
 
 from akidb_pipelines.errors import OutsideError
@@ -80,6 +81,8 @@ class S3Bucket:
         )
         try:
             self._client: Any = boto3.Session().client("s3", config=config)
+            for verb in ("PutObject", "UploadPart"):
+                self._client.meta.events.register(f"choose-signer.s3.{verb}", lambda **_: _hashed_once())
         except (BotoCoreError, ValueError) as error:
             hint = "check AWS_PROFILE, AWS_DEFAULT_REGION and AWS_ENDPOINT_URL_S3"
             raise OutsideError(f"store {self.url}: {error}", hint=hint) from error
@@ -305,6 +308,22 @@ class S3Bucket:
         else:
             hint = _HINTS.get(code) or _HINTS.get(_BY_STATUS.get(status, ""), "see the server's log")
         return OutsideError(f"store {self.url}: {tried}: {code} {told}".rstrip(), hint=hint)
+
+
+@cache
+def _hashed_once() -> str:
+    """The name of a signer that takes the payload's digest from the checksum header, which is the same digest: botocore would read and hash
+    every byte a second time, which made uploads a tenth slower."""
+    from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
+
+    class HashedOnceAuth(S3SigV4Auth):  # type: ignore[misc]  # botocore has no types
+        def payload(self, request: Any) -> str:
+            known = request.headers.get("x-amz-checksum-sha256")
+            return base64.b64decode(known).hex() if known else super().payload(request)
+
+    name = "akidb-s3v4"
+    AUTH_TYPE_MAPS[name] = HashedOnceAuth
+    return name
 
 
 def _checked(sha256: str) -> dict[str, str]:
