@@ -117,7 +117,7 @@ def registry_status(as_json: AsJson = False) -> None:
             )
         wide(120).print(releases)
         ends = ", ".join(f"{role} {moment:%Y-%m-%d}" for role, moment in report.expires.items())
-        typer.echo(f"metadata ends: {ends or 'nothing is signed yet'}")
+        typer.echo(f"metadata ends: {ends or 'nothing signed was found'}")
         typer.echo(f"root fingerprint: {report.root_fingerprint or 'none yet'}")
         for warning in report.warnings:
             err.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True, highlight=False)

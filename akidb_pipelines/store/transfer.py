@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from akidb_pipelines.store.objects import Moved
 
@@ -55,7 +55,7 @@ def _workers() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def send(source: BinaryIO, parts: list[Part], put: Callable[[Part, bytearray], None], moved: Moved) -> str:
+def send(source: BufferedReader, parts: list[Part], put: Callable[[Part, bytearray], None], moved: Moved) -> str:
     """Read a file part by part and hand each to `put`, several at a time. A part's buffer is used again once `put` has returned: new memory
     for each would cost more than reading it. (A bytearray, because botocore makes a file of bytes, and sends that in pieces of 16 KiB.)
 
@@ -88,9 +88,9 @@ def send(source: BinaryIO, parts: list[Part], put: Callable[[Part, bytearray], N
     return digest.hexdigest()
 
 
-def _read_all(source: BinaryIO, view: memoryview) -> None:
+def _read_all(source: BufferedReader, view: memoryview) -> None:
     """Fill a view. What a file that shrank meanwhile cannot fill stays as it was: the digest tells."""
-    while view and (count := source.readinto(view)):  # type: ignore[attr-defined]
+    while view and (count := source.readinto(view)):
         view = view[count:]
 
 
