@@ -140,6 +140,10 @@ class _Head:
     def closes(self) -> bool:
         return self.fields.get("connection") == "close"
 
+    def closing(self) -> bytes:
+        """The same head, telling that the connection ends with this exchange: else a client would use it again."""
+        return self.raw if self.closes else self.raw[:-2] + b"Connection: close\r\n\r\n"
+
     @property
     def chunked(self) -> bool:
         return self.fields.get("transfer-encoding", "").endswith("chunked")
@@ -348,7 +352,7 @@ class FaultProxy:
                     body, endless = _first(body, after_bytes), True
                 case FlipBit(offset):
                     body = _flipped(body, offset)
-            writer.write(answer.raw)
+            writer.write(answer.raw if whole else answer.closing())
             await _pass(body, writer)
             return whole and not (endless or request.closes or answer.closes)
         finally:
@@ -367,7 +371,7 @@ class FaultProxy:
         if request.expects_continue:
             answer = await _Head.read(up_reader)
             if answer.status != 100:
-                return answer, False
+                return answer, request.length == 0  # an empty body is whole without being sent
             writer.write(answer.raw)
         body = _request_body(reader, request)
         if isinstance(fault, ResetDuringUpload):

@@ -35,7 +35,7 @@ def proxy(seaweed):
 @pytest.fixture
 def through(seaweed, proxy):
     """A client whose requests go through the proxy."""
-    return seaweed.client(endpoint=proxy.url, read_timeout=2)
+    return seaweed.client(endpoint=proxy.url)
 
 
 def put(client, key, body=b"body"):
@@ -117,11 +117,11 @@ def test_answers_are_damaged_as_asked(proxy, through):
     assert get(through, "damaged") == MIB
 
 
-def test_hanging_is_longer_than_patience_and_a_delay_is_not(proxy, through):
+def test_hanging_is_longer_than_patience_and_a_delay_is_not(seaweed, proxy, through):
     put(through, "late")
     proxy.inject(faults.Hang(60), method="GET")
     with pytest.raises(ReadTimeoutError):
-        get(through, "late")
+        get(seaweed.client(endpoint=proxy.url, read_timeout=2), "late")
     proxy.inject(faults.Delay(0.5))
     begun = time.monotonic()
     assert get(through, "late") == b"body"
