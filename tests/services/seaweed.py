@@ -34,10 +34,13 @@ def weed_binary() -> Path:
 
 
 def free_ports(count: int) -> list[int]:
-    """Held all at once while they are drawn, so that they differ."""
-    with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
-        return [s.getsockname()[1] for s in held]
+    """Below the range that the kernel hands to outgoing connections: one of those took a drawn port before its server did."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = 15_000 + secrets.randbelow(17_000)
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            ports.append(port)
+    return ports if len(set(ports)) == count else free_ports(count)
 
 
 class Seaweed:
