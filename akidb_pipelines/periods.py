@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from akidb_pipelines.errors import InputError
 
 _ISO_WEEK = re.compile(r"(\d{4})-W(\d{2})")
+_MONTH = re.compile(r"(\d{4})-(\d{2})(?:-(\d{2}))?")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -81,6 +82,51 @@ class Week:
     def __str__(self) -> str:
         return self.iso
 
+
+@dataclass(frozen=True, order=True)
+class Month:
+    """A calendar month, named by its first day."""
+
+    first: date
+
+    def __post_init__(self) -> None:
+        if self.first.day != 1:
+            hint = f"write {self.first:%Y-%m}"
+            raise InputError(f"{self.first} is not the first of a month; a month is named by its first day", hint=hint)
+
+    @classmethod
+    def parse(cls, text: str) -> Month:
+        """Read `2026-11` or its first day `2026-11-01`.
+
+        Raises:
+            InputError: no such month, or another day of it.
+        """
+        match = _MONTH.fullmatch(text.strip())
+        try:
+            if match:
+                return cls(date(int(match[1]), int(match[2]), int(match[3] or 1)))
+        except ValueError:
+            pass
+        raise InputError(f"{text!r} is no month", hint="write a month such as 2026-11")
+
+    @classmethod
+    def containing(cls, moment: datetime | date) -> Month:
+        """The month that a day, or an aware moment (in UTC), falls into."""
+        if isinstance(moment, datetime):
+            moment = moment.astimezone(UTC).date()
+        return cls(moment.replace(day=1))
+
+    @property
+    def key(self) -> str:
+        """The Dagster partition key: the first day, `2026-11-01`."""
+        return self.first.isoformat()
+
+    def __str__(self) -> str:
+        return f"{self.first:%Y-%m}"
+
+
+FIRST_MONTH = Month(date(2025, 11, 1))
+"""The first month there are images for: that of the plan's week 0."""
 
 FIRST_WEEK = Week(date(2025, 11, 3))
 """The first week there are fixtures for: the plan's week 0."""

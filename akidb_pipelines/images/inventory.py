@@ -175,7 +175,9 @@ class _Reader:
         text = _TEMPLATE.sub(looked_up, value)
         if "{{" in text:
             raise self._wrong(
-                f"{host}: {name}", f"template {value!r} is not understood here", "use {{ lookup('env', 'NAME') }} or the value itself"
+                f"{host}: {name}",
+                f"template {value!r} is not understood here",
+                "use {{ lookup('env', 'NAME') }} or the value itself",
             )
         return text
 

@@ -22,9 +22,9 @@ from typing import Any
 
 from akidb_pipelines.errors import InputError, IntegrityError
 
-LATEST, STABLE = "latest", "stable"
-CHANNELS = (LATEST, STABLE)
-"""`latest` follows every new release; `stable` is promoted by hand."""
+LATEST, STABLE, GOLDEN = "latest", "stable", "golden"
+CHANNELS = (LATEST, STABLE, GOLDEN)
+"""`latest` follows every new release; `stable` is promoted by hand; `golden`, of images, once all checks have passed."""
 
 
 HISTORY = 8

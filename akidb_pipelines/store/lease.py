@@ -20,6 +20,7 @@ from akidb_pipelines.files import is_dead, process_name
 from akidb_pipelines.store.objects import MissingObjectError, ObjectStore, SwapError
 
 KEY = "lease.json"
+"""Of the registry as a whole. Captures and the sweeper of packs have leases of their own."""
 LIFETIME = timedelta(minutes=15)
 PATIENCE_S = 600.0
 """How long a publisher waits for another one."""
@@ -64,8 +65,8 @@ class Held:
     Raises nothing by itself: whoever commits asks `check` first.
     """
 
-    def __init__(self, channels: ObjectStore, lease: Lease) -> None:
-        self._channels, self._lease = channels, lease
+    def __init__(self, channels: ObjectStore, key: str, lease: Lease) -> None:
+        self._channels, self._key, self._lease = channels, key, lease
         self._lost: PipelineError | None = None
         self._stop = Event()
         self._thread = Thread(target=self._renewing, name="lease", daemon=True)
@@ -77,7 +78,7 @@ class Held:
         Raises:
             BusyError: it was taken over; nothing must be committed any more.
         """
-        held = read(self._channels)
+        held = read(self._channels, self._key)
         if self._lost or held is None or held.nonce != self._lease.nonce:
             raise BusyError(
                 f"registry {self._channels.url}: the lease was lost to {held or 'somebody'}",
@@ -95,7 +96,7 @@ class Held:
                 continue  # tried again before the lease runs out; `check` asks the store itself
 
     def _swap(self, new: Lease) -> None:
-        self._channels.swap(KEY, new.to_json(), self._lease.to_json())
+        self._channels.swap(self._key, new.to_json(), self._lease.to_json())
         self._lease = new
 
     def release(self) -> None:
@@ -108,10 +109,10 @@ class Held:
             return
 
 
-def read(channels: ObjectStore) -> Lease | None:
+def read(channels: ObjectStore, key: str = KEY) -> Lease | None:
     """The lease as it stands; None when there never was one, or nobody can read it."""
     try:
-        return _parse(channels.read(KEY))
+        return _parse(channels.read(key))
     except MissingObjectError:
         return None
 
@@ -132,6 +133,7 @@ def hold(
     purpose: str,
     run_id: str = "",
     *,
+    key: str = KEY,
     patience_s: float = PATIENCE_S,
     report: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Held]:
@@ -140,20 +142,20 @@ def hold(
     Raises:
         BusyError: it was not given back within the patience.
     """
-    held = _take(channels, purpose, run_id, patience_s, report)
+    held = _take(channels, key, purpose, run_id, patience_s, report)
     try:
         yield held
     finally:
         held.release()
 
 
-def _take(channels: ObjectStore, purpose: str, run_id: str, patience_s: float, report: Callable[[str], None]) -> Held:
+def _take(channels: ObjectStore, key: str, purpose: str, run_id: str, patience_s: float, report: Callable[[str], None]) -> Held:
     deadline = time.monotonic() + patience_s
     told = ""
     while True:
         now = datetime.now(UTC)
         try:
-            before: bytes | None = channels.read(KEY)
+            before: bytes | None = channels.read(key)
         except MissingObjectError:
             before = None
         holder = _parse(before) if before else None
@@ -161,10 +163,10 @@ def _take(channels: ObjectStore, purpose: str, run_id: str, patience_s: float, r
             process = process_name()
             mine = Lease(purpose, run_id or process, process, secrets.token_hex(8), _text(now), _text(now + LIFETIME))
             try:
-                channels.swap(KEY, mine.to_json(), before)
-                return Held(channels, mine)
+                channels.swap(key, mine.to_json(), before)
+                return Held(channels, key, mine)
             except SwapError:
-                holder = read(channels)
+                holder = read(channels, key)
         if time.monotonic() >= deadline:
             raise BusyError(
                 f"registry {channels.url}: {purpose} waited {patience_s:.0f} s for {holder}",

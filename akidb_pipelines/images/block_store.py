@@ -1,0 +1,176 @@
+"""Packs and indexes in a store: putting them there, finding all of them, reading blocks back verified.
+
+images/packs/ab/<sha256>.pack       written first
+images/packs/ab/<sha256>.index      then this; a pack without one does not count yet
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from akidb_pipelines.errors import IntegrityError
+from akidb_pipelines.files import write_whole
+from akidb_pipelines.images.packs import BlockTable, Index, Pack, Place, damaged, decompressed, merged, parse_index
+from akidb_pipelines.store.objects import MissingObjectError, ObjectInfo, ObjectStore
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PREFIX = "images/packs/"
+_READ_BYTES = 4 << 20
+"""Neighbouring frames are read together up to here: objects are dear to open, memory is not for free."""
+_WORKERS = 2
+_FETCHERS = 8
+
+
+@dataclass(frozen=True)
+class StoredPack:
+    """A pack that is whole: it and its index are there."""
+
+    sha256: str
+    size_bytes: int
+    stored_at: datetime
+    """Of its index, which came last."""
+
+
+@dataclass(frozen=True)
+class BlockStore:
+    """All packs of a store.
+
+    Args:
+        store: area `artifacts`.
+        cache: folder for indexes; may be removed at any time.
+    """
+
+    store: ObjectStore
+    cache: Path
+
+    def put(self, pack: Pack) -> int:
+        """Store a pack, then its index; returns the bytes of both.
+
+        Raises:
+            OutsideError: the store cannot be written.
+        """
+        index = pack.index.to_bytes()
+        self.store.create(pack_key(pack.index.pack_sha256), pack.data, sha256=pack.index.pack_sha256)
+        self.store.create(index_key(pack.index.pack_sha256), index)
+        return len(pack.data) + len(index)
+
+    def packs(self) -> list[StoredPack]:
+        """Every whole pack, newest first."""
+        found = {info.key: info for info in self.store.list(PREFIX)}
+        return sorted(_whole(found), key=lambda p: (p.stored_at, p.sha256), reverse=True)
+
+    def index(self, sha256: str) -> Index:
+        """The index of a pack.
+
+        Raises:
+            IntegrityError: it is damaged, or another pack's.
+        """
+        kept = self.cache / f"{sha256}.index"
+        source = f"{self.store.url}/{index_key(sha256)}"
+        try:
+            return parse_index(kept.read_bytes(), str(kept))
+        except (OSError, IntegrityError):
+            data = self.store.read(index_key(sha256))
+        index = parse_index(data, source)
+        if index.pack_sha256 != sha256:
+            raise damaged(source, f"it is the index of pack {index.pack_sha256[:16]}")
+        with suppress(OSError):  # only slower without
+            self.cache.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, data)
+        return index
+
+    def indexes(self, packs: Iterable[StoredPack] | None = None) -> list[Index]:
+        """The indexes of all (or some) packs, newest first."""
+        listed = self.packs() if packs is None else packs
+        with ThreadPoolExecutor(_FETCHERS, thread_name_prefix="index") as pool:
+            return list(pool.map(self.index, [p.sha256 for p in listed]))
+
+    def table(self) -> BlockTable:
+        """Where every stored block is."""
+        return BlockTable(self.indexes())
+
+    def read(
+        self, table: BlockTable, rows: NDArray[np.int64], broken: Callable[[IntegrityError], None] | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """Read the blocks of some rows, each once, in the order they are stored in; yields row and data, whose digest was compared.
+
+        Args:
+            table: in which the rows are.
+            rows: which.
+            broken: told of what is damaged, which is then left out; by default it is raised.
+
+        Raises:
+            IntegrityError: a pack is damaged or gone.
+        """
+
+        def blocks(run: list[Place]) -> list[tuple[int, bytes]]:
+            try:
+                return list(self._blocks(run))
+            except IntegrityError as error:
+                if broken is None:
+                    raise
+                broken(error)
+                return []
+
+        waiting: deque[Future[list[tuple[int, bytes]]]] = deque()
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="blocks") as pool:
+            try:
+                for run in merged(table.places(rows), _READ_BYTES):
+                    waiting.append(pool.submit(blocks, run))
+                    if len(waiting) > _WORKERS:
+                        yield from waiting.popleft().result()
+                while waiting:
+                    yield from waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _blocks(self, run: list[Place]) -> Iterator[tuple[int, bytes]]:
+        first, last = run[0], run[-1]
+        key = pack_key(first.pack_sha256)
+        source = f"pack {self.store.url}/{key}"
+        try:
+            data = self.store.read(key, first.start, last.start + last.stored_bytes - first.start)
+        except MissingObjectError as error:
+            raise IntegrityError(
+                f"{source} is gone",
+                hint="capture the device again: what is missing is stored anew; of images that nobody can capture again, restore the pack "
+                "from the bucket's backup; docs/runbooks/clone-failed.md",
+            ) from error
+        view = memoryview(data)
+        for place in run:
+            start = place.start - first.start
+            blocks = decompressed(view[start : start + place.stored_bytes], place.length, source)
+            for row, digest, at, length in place.blocks:
+                block = blocks[at : at + length]
+                if hashlib.sha256(block).digest() != digest:
+                    raise damaged(source, f"a block of it has not the digest {digest.hex()[:16]}")
+                yield row, block
+
+
+def _whole(found: dict[str, ObjectInfo]) -> Iterator[StoredPack]:
+    for key, info in found.items():
+        if key.endswith(".index") and (pack := found.get(f"{key.removesuffix('.index')}.pack")):
+            sha256 = key.rpartition("/")[2].removesuffix(".index")
+            yield StoredPack(sha256, pack.size_bytes + info.size_bytes, info.modified_at)
+
+
+def pack_key(sha256: str) -> str:
+    """Where a pack is."""
+    return f"{PREFIX}{sha256[:2]}/{sha256}.pack"
+
+
+def index_key(sha256: str) -> str:
+    """Where the index of a pack is."""
+    return f"{PREFIX}{sha256[:2]}/{sha256}.index"

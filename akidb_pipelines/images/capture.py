@@ -1,0 +1,330 @@
+"""Capturing a drive: read it, keep what no pack has, release the image.
+
+    drive > blocks that differ > not yet in a pack? > frames > packs (and indexes) > release
+
+Every stage works beside the others, with a bounded number of pieces in between, so memory does not grow with the drive. What is stored is
+never of use to a half-done capture alone: whatever a killed one left in packs is found by the next, which sends and stores only the rest.
+
+A drive whose file systems can be frozen is read twice: once as it lives, then, frozen, only for what has changed since.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import zstandard
+
+from akidb_pipelines import __version__
+from akidb_pipelines.errors import CheckError, InputError, IntegrityError
+from akidb_pipelines.images.agent.serve import VERSION
+from akidb_pipelines.images.block_store import BlockStore
+from akidb_pipelines.images.drives import BLOCK_BYTES, DIGEST_BYTES, ZERO, Drive, DriveFacts, Found, block_count
+from akidb_pipelines.images.image import Board, Counts, Image, Mode, Record, digest_array_sha256
+from akidb_pipelines.images.library import Library, same_content
+from akidb_pipelines.images.packs import PACK_BYTES, BlockTable, Index, Pack, Packer, digests_of
+from akidb_pipelines.periods import Month
+from akidb_pipelines.progress import Progress, Report
+
+_BATCH = 64
+"""So many blocks are looked up at once."""
+_UPLOADS = 2
+"""So many packs are on their way into the store at once."""
+
+
+@dataclass(frozen=True)
+class CaptureRequest:
+    """What is to be captured.
+
+    Args:
+        name, period: of the image.
+        serial: what the drive's serial number must be; empty when it does not matter.
+        freeze_mounts, readonly_mounts, freeze_seconds: see inventory.Device.
+        qspi: where the copy of the device's QSPI flash is.
+        run_id: of the Dagster run.
+        pack_bytes: see packs.PACK_BYTES.
+    """
+
+    name: str
+    period: Month
+    serial: str = ""
+    freeze_mounts: tuple[str, ...] = ()
+    readonly_mounts: tuple[str, ...] = ()
+    freeze_seconds: int = 120
+    qspi: str = ""
+    run_id: str = ""
+    pack_bytes: int = PACK_BYTES
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What became of a capture."""
+
+    image: Image
+    created: bool
+    """False when the period's newest image has the very same blocks, and was captured no less still."""
+    counts: Counts
+    seconds: float
+
+
+def capture(library: Library, drive: Drive, request: CaptureRequest, report: Report = lambda _: None) -> Captured:
+    """Capture a drive.
+
+    Raises:
+        BusyError: it is being captured already, or packs are being swept.
+        CheckError: it is another drive, or thawed before all was read.
+        OutsideError: the drive, the way to it or the store fails. What was stored until then is not stored again.
+    """
+    with library.capturing(request.name, request.run_id) as held:
+        work = _Capture(library, drive, request, report)
+        work.run()
+        held.check()  # whoever slept past the lease may have lost packs to a sweep
+        return work.released()
+
+
+class _Capture:
+    """One capture, from its first look at the drive to the release."""
+
+    def __init__(self, library: Library, drive: Drive, request: CaptureRequest, report: Report) -> None:
+        self._library, self._drive, self._request, self._report = library, drive, request, report
+        self._begun, self._started_at = perf_counter(), _now()
+        self._facts = drive.facts()
+        _expect_drive(drive, self._facts, request)
+        self._blocks = block_count(self._facts.size_bytes)
+        report(Progress("looking at what is stored"))
+        self._parent = library.latest(request.name)
+        self._parent_digests = self._fitted(library.digests(self._parent)) if self._parent else self._fitted(b"")
+        stored = library.blocks.packs()
+        indexes = library.blocks.indexes(stored)
+        self._packs = [pack.sha256 for pack in stored]
+        self._table = BlockTable(indexes)
+        since = datetime.fromisoformat(self._parent.published_at) if self._parent else datetime.min.replace(tzinfo=UTC)
+        newer = [i for p, i in zip(stored, indexes, strict=True) if i.image == request.name and p.stored_at >= since]
+        self._digests = self._expected(newer)
+        self._new: set[bytes] = set()
+        self._new_bytes = 0
+        self._frozen_seconds = 0.0
+
+    def _fitted(self, digests: bytes) -> bytes:
+        """An array of digests cut or filled to the drive's size."""
+        size = self._blocks * DIGEST_BYTES
+        return digests[:size].ljust(size, b"\0")
+
+    def _expected(self, unreleased: Sequence[Index]) -> bytearray:
+        """What the drive is thought to hold: the parent's blocks, and over them what a capture that died has stored since (newest first).
+
+        Whatever lies in no pack any more is left out: the drive then differs there, and it is stored anew.
+        """
+        expected = bytearray(self._parent_digests)
+        for index in reversed(unreleased):
+            for entry in index.entries[index.entries["number"] < self._blocks]:
+                at = int(entry["number"]) * DIGEST_BYTES
+                expected[at : at + DIGEST_BYTES] = entry["digest"].tobytes()
+        array = digests_of(expected)
+        for number in np.flatnonzero(~self._table.has(array) & (array != np.void(ZERO))).tolist():
+            expected[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES] = ZERO
+        return expected
+
+    # --- reading
+
+    def run(self) -> None:
+        """Read the drive and store what is new."""
+        with _Uploads(self._library.blocks) as uploads, ThreadPoolExecutor(2, thread_name_prefix="compress") as pool:
+            self._uploads, self._packer = uploads, Packer(self._request.name, pool, self._request.pack_bytes)
+            self._read("reading")
+            self.mode, self.mode_reason = self._read_still() if self._freezes else self._judged()
+            for pack in self._packer.finish():
+                uploads.put(pack)
+        self._stored_bytes = uploads.stored_bytes
+
+    @property
+    def _freezes(self) -> bool:
+        return bool(self._request.freeze_mounts or self._request.readonly_mounts)
+
+    def _read(self, stage: str) -> None:
+        batch: list[Found] = []
+        for found in self._drive.scan(bytes(self._digests)):
+            at = found.number * DIGEST_BYTES
+            self._digests[at : at + DIGEST_BYTES] = found.digest
+            if found.data:
+                batch.append(found)
+            if len(batch) == _BATCH:
+                self._store(batch)
+                batch = []
+                self._report(Progress(stage, found.number * BLOCK_BYTES, self._facts.size_bytes, in_bytes=True))
+        self._store(batch)
+        self._report(Progress(stage, self._facts.size_bytes, self._facts.size_bytes, in_bytes=True))
+
+    def _store(self, batch: Sequence[Found]) -> None:
+        """Pack the blocks that no pack has."""
+        known = self._table.has(digests_of(b"".join(found.digest for found in batch)))
+        for found, is_known in zip(batch, known.tolist(), strict=True):
+            if is_known or found.digest in self._new:
+                continue
+            self._new.add(found.digest)
+            self._new_bytes += len(found.data)
+            for pack in self._packer.add(found.number, found.digest, found.data):
+                self._uploads.put(pack)
+
+    def _read_still(self) -> tuple[Mode, str]:
+        """Freeze the file systems and read what has changed since.
+
+        Raises:
+            CheckError: they thawed before all was read.
+        """
+        request = self._request
+        begun = perf_counter()
+        self._drive.freeze(request.freeze_mounts, request.readonly_mounts, request.freeze_seconds)
+        try:
+            self._read("reading what changed, frozen")
+            still = self._drive.thaw()
+        except BaseException:
+            self._drive.close()
+            raise
+        self._frozen_seconds = perf_counter() - begun
+        if not still:
+            raise CheckError(
+                f"drive {self._drive.name} thawed by itself after {request.freeze_seconds} s, before all of it was read",
+                hint="capture again: less has changed by now; if that does not help, raise akidb_freeze_seconds",
+            )
+        quiet = {*request.freeze_mounts, *request.readonly_mounts}
+        others = [m.path for m in self._facts.mounts if not (m.read_only or m.path in quiet or m.kind == "swap")]
+        if others:
+            return Mode.LIVE, f"{', '.join(others)} on it could be written while the rest was frozen"
+        return Mode.FROZEN, f"{', '.join(sorted(quiet))} frozen for {self._frozen_seconds:.1f} s"
+
+    def _judged(self) -> tuple[Mode, str]:
+        """How still a drive was that was not frozen."""
+        before, after = self._facts, self._drive.facts()
+        mounts = (*before.mounts, *after.mounts)
+        if writable := sorted({m.path for m in mounts if not m.read_only}):
+            return Mode.LIVE, f"mounted for writing: {', '.join(writable)}"
+        if (before.in_use or after.in_use) and not mounts:
+            return Mode.LIVE, "something has it in use that cannot be seen from here"
+        if before.writes != after.writes:
+            return Mode.LIVE, "it was written while it was read"
+        return Mode.OFFLINE, "nothing had it mounted for writing, and nothing was written meanwhile"
+
+    # --- releasing
+
+    def released(self) -> Captured:
+        """Release what was read.
+
+        Raises:
+            IntegrityError: a pack that it counts on is gone.
+        """
+        digests = bytes(self._digests)
+        self._expect_packs(digests)
+        counts, seconds = self._counts(digests), perf_counter() - self._begun
+        parent = self._parent
+        unchanged = parent and parent.record.period == str(self._request.period) and same_content(parent, digests)
+        if parent and unchanged and (parent.record.mode.is_sound or not self.mode.is_sound):
+            return Captured(parent, created=False, counts=counts, seconds=seconds)
+        facts = self._facts
+        record = Record(
+            name=self._request.name,
+            period=str(self._request.period),
+            source=self._drive.name,
+            size_bytes=facts.size_bytes,
+            digests_sha256=digest_array_sha256(digests),
+            mode=self.mode,
+            mode_reason=self.mode_reason,
+            parent=parent.id if parent else "",
+            parent_root=parent.root_sha256 if parent else "",
+            started_at=self._started_at,
+            finished_at=_now(),
+            seconds=round(seconds, 3),
+            frozen_seconds=round(self._frozen_seconds, 3),
+            counts=counts,
+            board=Board(
+                spec=facts.board_spec,
+                model=facts.board_model,
+                serial=facts.board_serial,
+                l4t_release=facts.l4t_release,
+                drive_model=facts.drive_model,
+                drive_serial=facts.drive_serial,
+                efi_entries=facts.efi_entries,
+                qspi=self._request.qspi,
+            ),
+            partitions=facts.partitions,
+            tools={"akidb_pipelines": __version__, "agent": str(VERSION), "zstandard": zstandard.__version__},
+        )
+        self._report(Progress("releasing"))
+        return Captured(self._library.publish(record, digests, self._request.run_id), True, counts, seconds)
+
+    def _expect_packs(self, digests: bytes) -> None:
+        """That every older pack it counts on is still there: a sweep of another machine may have been at work."""
+        rows = self._table.rows(digests_of(digests))
+        used = {self._packs[n] for n in np.unique(self._table.packs_of(rows[rows >= 0])).tolist()}
+        gone = used - {pack.sha256 for pack in self._library.blocks.packs()}
+        if gone:
+            raise IntegrityError(
+                f"{len(gone)} packs that {self._request.name} counts on went while it was captured, such as {min(gone)[:16]}",
+                hint="capture again: what is missing is stored anew",
+            )
+
+    def _counts(self, digests: bytes) -> Counts:
+        array = digests_of(digests)
+        return Counts(
+            blocks=self._blocks,
+            zero_blocks=int((array == np.void(ZERO)).sum()),
+            changed_blocks=int((array != digests_of(self._parent_digests)).sum()),
+            read_bytes=self._drive.read_bytes,
+            new_bytes=self._new_bytes,
+            stored_bytes=self._stored_bytes,
+            sent_bytes=self._drive.sent_bytes,
+        )
+
+
+class _Uploads:
+    """Packs on their way into the store, a few at once; the first that fails ends the capture."""
+
+    def __init__(self, blocks: BlockStore) -> None:
+        self._blocks = blocks
+        self._pool = ThreadPoolExecutor(_UPLOADS, thread_name_prefix="upload")
+        self._waiting: deque[Future[int]] = deque()
+        self.stored_bytes = 0
+
+    def put(self, pack: Pack) -> None:
+        """Send a pack; waits while enough are under way."""
+        while len(self._waiting) >= _UPLOADS:
+            self.stored_bytes += self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._blocks.put, pack))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            while self._waiting and error is None:
+                self.stored_bytes += self._waiting.popleft().result()
+        finally:
+            self._pool.shutdown(wait=True)
+
+
+def _expect_drive(drive: Drive, facts: DriveFacts, request: CaptureRequest) -> None:
+    if facts.size_bytes == 0:
+        raise InputError(f"drive {drive.name} is empty", hint="check the path")
+    if request.serial and facts.drive_serial != request.serial:
+        raise CheckError(
+            f"drive {drive.name} has serial number {facts.drive_serial or 'none'}, the inventory says {request.serial}",
+            hint="another drive was put in, or this is another device: correct akidb_drive_serial, or the cabling",
+        )
+    there = {m.path for m in facts.mounts}
+    if strange := [path for path in (*request.freeze_mounts, *request.readonly_mounts) if path not in there]:
+        listed = ", ".join(sorted(there)) or "nothing"
+        raise InputError(
+            f"drive {drive.name}: {strange[0]} is to be kept still, but does not lie on it; mounted from it: {listed}",
+            hint="correct akidb_freeze_mounts and akidb_readonly_mounts of the inventory",
+        )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,223 @@
+"""All images of a store: finding them, publishing a capture, moving the golden channel, withdrawing.
+
+What belongs here is the meeting of images and registry. How blocks get into packs is `capture`'s business, how they come back `restore`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from akidb_pipelines.errors import CheckError, InputError
+from akidb_pipelines.files import scratch_folder
+from akidb_pipelines.images.block_store import BlockStore
+from akidb_pipelines.images.image import (
+    DIGESTS,
+    RECORD,
+    Image,
+    ImageRef,
+    Record,
+    digest_array_sha256,
+    image_name,
+    kind_of,
+    parse_record,
+)
+from akidb_pipelines.settings import Settings
+from akidb_pipelines.store.index import GOLDEN, Entry, Index, Version
+from akidb_pipelines.store.lease import BusyError, Held, hold, read
+from akidb_pipelines.store.manifest import Release, ReleaseManifest, released_file
+from akidb_pipelines.store.publisher import Publisher, open_publisher
+from akidb_pipelines.store.registry import Registry, open_registry
+
+_LEASES = "images/leases/"
+_PRUNING = f"{_LEASES}prune.json"
+YOUNG_LEASE = timedelta(hours=24)
+"""While a capture's lease that was not given back is younger, no pack is swept: it may count on any of them."""
+
+
+@dataclass(frozen=True)
+class Library:
+    """The images of a store.
+
+    Args:
+        registry, publisher: where they are released, read and written.
+        blocks: their packs.
+        scratch: folder for temporary files.
+    """
+
+    registry: Registry
+    publisher: Publisher
+    blocks: BlockStore
+    scratch: Path
+
+    # --- finding
+
+    def images(self, name: str = "") -> list[Image]:
+        """Every image (of a name), oldest first."""
+        index = self.registry.index()
+        names = [name] if name else [n for kind in index.kinds() if (n := image_name(kind))]
+        return [self._image(index, entry) for n in names for entry in index.of(kind_of(n))]
+
+    def find(self, text: str) -> Image:
+        """The image that a text names, see ImageRef.
+
+        Raises:
+            InputError: there is none.
+            IntegrityError: what is there does not verify.
+        """
+        index = self.registry.index()
+        return self._image(index, self._entry(index, ImageRef.parse(text), text))
+
+    def _entry(self, index: Index, wanted: ImageRef, text: str) -> Entry:
+        kind = kind_of(wanted.name)
+        if wanted.revision:
+            return index.get(kind, Version(wanted.period, wanted.revision))
+        if wanted.period:
+            found = index.newest(kind, wanted.period)
+        else:
+            head = index.head(kind, wanted.channel)
+            found = index.get(kind, head.version) if head else None
+        if found is None:
+            have = ", ".join(f"{wanted.name}/{e.version}" for e in index.of(kind)[-5:]) or "none"
+            hint = "promote one: akidb-pipelines images promote ID" if wanted.channel == GOLDEN else "capture it first"
+            raise InputError(f"there is no image {text}; of {wanted.name} there are: {have}", hint=hint)
+        return found
+
+    def _image(self, index: Index, entry: Entry) -> Image:
+        release = self.registry.release(entry)
+        file = next(f for f in release.manifest.files if f.name == RECORD)
+        record = parse_record(self.registry.read_file(file), f"{entry.kind} {entry.version}/{RECORD}")
+        head = index.head(entry.kind, GOLDEN)
+        return Image(
+            record=record,
+            revision=entry.version.revision,
+            root_sha256=release.manifest.sha256,
+            published_at=entry.published_at,
+            golden=head is not None and head.version == entry.version,
+            pinned=entry.pinned,
+            revoked=entry.revoked,
+        )
+
+    def digests(self, image: Image) -> bytes:
+        """The digest array of an image, verified.
+
+        Raises:
+            IntegrityError: the store has other bytes.
+        """
+        release = self.registry.get(kind_of(image.record.name), image.version)
+        return self.registry.read_file(next(f for f in release.manifest.files if f.name == DIGESTS))
+
+    def latest(self, name: str) -> Image | None:
+        """The newest image of a name that may be used, also when the registry's signatures have ended; None if there is none."""
+        index = self.publisher.index()
+        usable = [e for e in index.of(kind_of(name)) if not e.revoked]
+        return self._image(index, usable[-1]) if usable else None
+
+    # --- changing
+
+    def publish(self, record: Record, digests: bytes, run_id: str = "") -> Image:
+        """Release a capture.
+
+        Raises:
+            BusyError: another publisher did not finish.
+            OutsideError: the store cannot be written.
+        """
+        with scratch_folder(self.scratch) as folder:
+            (folder / RECORD).write_bytes(record.to_json())
+            (folder / DIGESTS).write_bytes(digests)
+            files = tuple(released_file(folder, folder / name) for name in (DIGESTS, RECORD))
+            attributes = {"mode": record.mode.value, "source": record.source, "parent": record.parent}
+            manifest = ReleaseManifest(kind_of(record.name), record.period, files, attributes)
+            release: Release = self.publisher.publish(manifest, folder, run_id=run_id)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return Image(record, release.revision, release.manifest.sha256, now)
+
+    def promote(self, image: Image, reason: str) -> Image:
+        """Make an image the golden one; it is kept for ever from then on. Whether its checks passed, the caller knows.
+
+        Raises:
+            CheckError: it was captured live.
+            InputError: it is revoked, or older than the golden one.
+        """
+        if not image.record.mode.is_sound:
+            raise CheckError(
+                f"{image.id} was captured {image.record.mode}: {image.record.mode_reason}",
+                hint="a golden image must be of one moment: capture it frozen, or offline",
+            )
+        kind = kind_of(image.record.name)
+        now = self.publisher.now_text()
+
+        def change(index: Index) -> Index:
+            index = index.promoted(GOLDEN, index.get(kind, image.version), now, reason)
+            entry = index.get(kind, image.version)
+            return index.with_entry(replace(entry, pinned=entry.pinned or f"golden since {now[:10]}", retired_at=""))
+
+        self.publisher.change(f"promoting {image.id}", change)
+        return self.find(image.id)
+
+    def revoke(self, image: Image, reason: str) -> Image:
+        """Withdraw an image; the channels leave it."""
+        self.publisher.revoke(kind_of(image.record.name), image.version, reason)
+        return self.find(image.id)
+
+    # --- who is at work
+
+    @contextmanager
+    def capturing(self, name: str, run_id: str = "") -> Iterator[Held]:
+        """Be the only one who captures a name, while nobody sweeps packs.
+
+        Raises:
+            BusyError: somebody else captures it, or sweeps.
+        """
+        with self._holding(f"{_LEASES}{name}.json", f"capturing {name}", run_id) as held:
+            if self._is_held(_PRUNING):
+                raise BusyError(
+                    f"packs are being swept: {read(self.registry.channels, _PRUNING)}", hint="capture again when it has ended"
+                )
+            yield held
+
+    @contextmanager
+    def sweeping(self, purpose: str) -> Iterator[Held]:
+        """Be the only one who sweeps packs, while nobody captures.
+
+        Raises:
+            BusyError: somebody captures, or died while capturing less than a day ago.
+        """
+        with self._holding(_PRUNING, purpose, "") as held:
+            for info in self.registry.channels.list(_LEASES):
+                if info.key != _PRUNING and self._is_held(info.key):
+                    raise BusyError(
+                        f"a capture is at work: {read(self.registry.channels, info.key)}",
+                        hint="run it again when that capture has ended; a dead one is waited for until it is a day old, or captured again",
+                    )
+            yield held
+
+    def _holding(self, key: str, purpose: str, run_id: str) -> AbstractContextManager[Held]:
+        return hold(self.registry.channels, purpose, run_id, key=key, patience_s=0)
+
+    def _is_held(self, key: str) -> bool:
+        lease = read(self.registry.channels, key)
+        return lease is not None and not lease.released and datetime.now(UTC) - datetime.fromisoformat(lease.taken_at) < YOUNG_LEASE
+
+
+def same_content(image: Image, digests: bytes | bytearray) -> bool:
+    """Whether an image has these very blocks."""
+    return image.record.digests_sha256 == digest_array_sha256(digests)
+
+
+def open_library(settings: Settings) -> Library:
+    """The library that settings describe.
+
+    Raises:
+        InputError: the store's URL is unusable.
+    """
+    registry = open_registry(settings)
+    return Library(
+        registry=registry,
+        publisher=open_publisher(settings, registry),
+        blocks=BlockStore(registry.artifacts, settings.cache / "images"),
+        scratch=settings.home / "tmp",
+    )
