@@ -45,6 +45,7 @@ class CaptureRequest:
 
     Args:
         name, period: of the image.
+        device: name of the device, if it is one of the inventory's; nobody else captures or reflashes it meanwhile.
         serial: what the drive's serial number must be; empty when it does not matter.
         freeze_mounts, readonly_mounts, freeze_seconds: see inventory.Device.
         qspi: where the copy of the device's QSPI flash is.
@@ -54,6 +55,7 @@ class CaptureRequest:
 
     name: str
     period: Month
+    device: str = ""
     serial: str = ""
     freeze_mounts: tuple[str, ...] = ()
     readonly_mounts: tuple[str, ...] = ()
@@ -82,7 +84,7 @@ def capture(library: Library, drive: Drive, request: CaptureRequest, report: Rep
         CheckError: it is another drive, or thawed before all was read.
         OutsideError: the drive, the way to it or the store fails. What was stored until then is not stored again.
     """
-    with library.capturing(request.name, request.run_id) as held:
+    with library.working_on(request.device or request.name, f"capturing {request.name}", request.run_id) as held:
         work = _Capture(library, drive, request, report)
         work.run()
         held.check()  # whoever slept past the lease may have lost packs to a sweep

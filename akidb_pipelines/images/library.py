@@ -35,7 +35,7 @@ from akidb_pipelines.store.registry import Registry, open_registry
 _LEASES = "images/leases/"
 _PRUNING = f"{_LEASES}prune.json"
 YOUNG_LEASE = timedelta(hours=24)
-"""While a capture's lease that was not given back is younger, no pack is swept: it may count on any of them."""
+"""While a lease that was not given back is younger, no pack is swept: its holder may count on any of them."""
 
 
 @dataclass(frozen=True)
@@ -166,32 +166,32 @@ class Library:
     # --- who is at work
 
     @contextmanager
-    def capturing(self, name: str, run_id: str = "") -> Iterator[Held]:
-        """Be the only one who captures a name, while nobody sweeps packs.
+    def working_on(self, what: str, purpose: str, run_id: str = "") -> Iterator[Held]:
+        """Be the only one who captures or reflashes a device (or captures an image name), while nobody sweeps packs.
 
         Raises:
-            BusyError: somebody else captures it, or sweeps.
+            BusyError: somebody else does, or sweeps.
         """
-        with self._holding(f"{_LEASES}{name}.json", f"capturing {name}", run_id) as held:
+        with self._holding(f"{_LEASES}{what}.json", purpose, run_id) as held:
             if self._is_held(_PRUNING):
-                raise BusyError(
-                    f"packs are being swept: {read(self.registry.channels, _PRUNING)}", hint="capture again when it has ended"
-                )
+            if self._is_held(_PRUNING):
+                sweeper = read(self.registry.channels, _PRUNING)
+                raise BusyError(f"{purpose}: packs are being swept: {sweeper}", hint="try again when that has ended")
             yield held
 
     @contextmanager
     def sweeping(self, purpose: str) -> Iterator[Held]:
-        """Be the only one who sweeps packs, while nobody captures.
+        """Be the only one who sweeps packs, while nobody captures or reflashes.
 
         Raises:
-            BusyError: somebody captures, or died while capturing less than a day ago.
+            BusyError: somebody does, or died at it less than a day ago.
         """
         with self._holding(_PRUNING, purpose, "") as held:
             for info in self.registry.channels.list(_LEASES):
                 if info.key != _PRUNING and self._is_held(info.key):
                     raise BusyError(
-                        f"a capture is at work: {read(self.registry.channels, info.key)}",
-                        hint="run it again when that capture has ended; a dead one is waited for until it is a day old, or captured again",
+                        f"{purpose}: somebody is at work: {read(self.registry.channels, info.key)}",
+                        hint="run it again when that has ended; of a dead one, when its device was captured again, or a day after",
                     )
             yield held
 

@@ -1,4 +1,4 @@
-"""Bringing an image's blocks back: onto a file, onto a drive, or only before the eyes of a check.
+"""Bringing an image's blocks back: into a file, onto a drive, or only before the eyes of a check.
 
 Every block is verified by its own digest on the way, whatever it went through. What to write where on a drive that holds something already
 is decided by `reflash`.
@@ -190,7 +190,8 @@ def verify(library: Library, image: Image, *, everything: bool, seed: int = 0, r
     return Verified(image.id, blocks, len(stored), read, tuple(problems), perf_counter() - started)
 
 
-def written_to(drive: Drive, content: Content) -> NDArray[np.int64]:
-    """Numbers of the blocks in which a drive differs from an image (of those that the image has)."""
+def differing(drive: Drive, content: Content, report: Report = lambda _: None, stage: str = "comparing") -> NDArray[np.int64]:
+    """Numbers of the blocks in which a drive is not as an image; what lies behind the image's end is left out."""
+    report(Progress(stage))
     found = [f.number for f in drive.scan(content.digests.tobytes(), data=False)]
     return np.asarray([n for n in found if n < len(content.digests)], np.int64)
