@@ -60,12 +60,14 @@ class Settings(BaseSettings):
     catalog: str = Field(default="", description="SQLAlchemy URL of the catalog; default SQLite under AKIDB_HOME.")
     cedar_sandbox: Path | None = Field(default=None, description="Folder with another sandbox schema and policies.")
     migrations: Path | None = Field(default=None, description="Migrations folder of an AkiDB checkout.")
+    inventory: Path | None = Field(default=None, description="Ansible inventory of the Jetsons; default: the lab's.")
     seed: int = Field(default=2025, ge=0, lt=2**63, description="Seed of the fixtures.")
     profiles: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("ci", "standard"), description="Fixture profiles of the weekly run, with commas between."
     )
     auto_backfill: bool = Field(default=False, description="Let the drift sensor start backfills by itself.")
     weekly_fixtures_cron: str = Field(default="0 2 * * 1", description="When the weekly fixtures are built (UTC).")
+    jetson_images_cron: str = Field(default="0 4 1 * *", description="When the Jetsons are captured (UTC).")
     registry_gc_cron: str = Field(default="0 5 * * 3", description="When the registry's garbage is collected (UTC).")
     runbook_base: str = Field(
         default="https://github.com/aifocal/akidb_pipelines/blob/main/docs",
@@ -120,6 +122,15 @@ class Settings(BaseSettings):
     def catalog_url(self) -> str:
         """SQLAlchemy URL of the catalog."""
         return self.catalog or f"sqlite:///{self.home / 'catalog.db'}"
+
+    @property
+    def inventory_path(self) -> Path:
+        """The inventory of the Jetsons."""
+        if self.inventory:
+            return self.inventory
+        checkout = _checkout()
+        folder = checkout / "deploy" / "inventory" if checkout else Path(__file__).parent
+        return folder / "lab.yaml"
 
     @property
     def builds(self) -> Path:

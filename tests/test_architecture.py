@@ -21,7 +21,8 @@ LAYERS = [
     {"schedules"},
     {"assets"},
     {"akidb_pipelines.resources", "akidb_pipelines.instance", "akidb_pipelines.doctor", "akidb_pipelines.hooks"},
-    {"akidb_pipelines.fixtures"},
+    {"akidb_pipelines.lab"},
+    {"akidb_pipelines.fixtures", "akidb_pipelines.images"},
     {"akidb_pipelines.quality"},
     {"akidb_pipelines.cedar", "akidb_pipelines.store", "akidb_pipelines.catalog"},
     {"akidb_pipelines.settings", "akidb_pipelines.files", "akidb_pipelines.periods", "akidb_pipelines.progress"},
@@ -100,6 +101,7 @@ HEAVY = (
     "numpy",
     "apsw",
     "alembic",
+    "zstandard",
 )
 
 

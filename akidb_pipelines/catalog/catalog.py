@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event, select
+from sqlalchemy import Engine, create_engine, delete, event, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import Session
 
-from akidb_pipelines.catalog.models import Base, CheckRow, FindingRow, FixtureReleaseRow
+from akidb_pipelines.catalog.models import Base, CheckRow, FindingRow, FixtureReleaseRow, JetsonImageRow
 from akidb_pipelines.errors import InputError, OutsideError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -62,6 +62,29 @@ class CataloguedFinding:
     suggestion: str
     first_week: str = ""
     last_week: str = ""
+
+
+@dataclass(frozen=True)
+class CataloguedImage:
+    """An image as the catalog knows it."""
+
+    image_id: str
+    name: str
+    period: str
+    revision: int
+    root_sha256: str
+    digests_sha256: str
+    parent_id: str | None
+    mode: str
+    state: str
+    board_spec: str | None
+    l4t_release: str | None
+    drive_serial: str | None
+    size_bytes: int
+    new_bytes: int
+    stored_bytes: int
+    changed_blocks: int
+    captured_at: str
 
 
 class Catalog:
@@ -181,6 +204,29 @@ class Catalog:
                 )
                 for r in session.scalars(select(FixtureReleaseRow).order_by(*order))
             ]
+
+    # --- images
+
+    def record_images(self, name: str, images: Sequence[CataloguedImage]) -> None:
+        """Keep what images there are of a name, in the place of what was known before."""
+        with self._session() as session:
+            session.execute(delete(JetsonImageRow).where(JetsonImageRow.name == name))
+            session.add_all(JetsonImageRow(**vars(image)) for image in images)
+
+    # --- as data to be checked
+
+    def export(self, table: str, path: Path) -> None:
+        """Copy a table into a new SQLite file, for checks that read files; works for whatever database this is."""
+        source = Base.metadata.tables[table]
+        engine = create_engine(f"sqlite:///{path}")
+        try:
+            source.create(engine)
+            with self._telling(), self._engine.connect() as reading, engine.begin() as writing:
+                rows = [dict(row) for row in reading.execute(select(source)).mappings()]
+                if rows:
+                    writing.execute(source.insert(), rows)
+        finally:
+            engine.dispose()
 
     # --- findings
 

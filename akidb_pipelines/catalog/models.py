@@ -27,6 +27,31 @@ class FixtureReleaseRow(Base):
     """RFC 3339, milliseconds, Z."""
 
 
+class JetsonImageRow(Base):
+    """One captured image; the row behind AkiDB::Ops::JetsonImage."""
+
+    __tablename__ = "jetson_images"
+
+    image_id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    name: Mapped[str] = mapped_column(String(48))
+    period: Mapped[str] = mapped_column(String(7))
+    revision: Mapped[int] = mapped_column(Integer)
+    root_sha256: Mapped[str] = mapped_column(String(64))
+    digests_sha256: Mapped[str] = mapped_column(String(64))
+    parent_id: Mapped[str | None] = mapped_column(String(80))
+    mode: Mapped[str] = mapped_column(String(8))
+    state: Mapped[str] = mapped_column(String(12))
+    board_spec: Mapped[str | None] = mapped_column(String(128))
+    l4t_release: Mapped[str | None] = mapped_column(String(256))
+    drive_serial: Mapped[str | None] = mapped_column(String(128))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    new_bytes: Mapped[int] = mapped_column(BigInteger)
+    stored_bytes: Mapped[int] = mapped_column(BigInteger)
+    changed_blocks: Mapped[int] = mapped_column(BigInteger)
+    captured_at: Mapped[str] = mapped_column(String(24))
+    """RFC 3339, milliseconds, Z."""
+
+
 class CheckRow(Base):
     """The newest outcome of one check on one build."""
 

@@ -18,6 +18,8 @@ from rich.table import Table
 from akidb_pipelines.cli.cedar import cedar_app
 from akidb_pipelines.cli.common import AsJson, WeekOption, err, out, print_json, week_of, wide
 from akidb_pipelines.cli.fixtures import fixtures_app
+from akidb_pipelines.cli.images import images_app
+from akidb_pipelines.cli.lab import lab_app
 from akidb_pipelines.cli.registry import registry_app
 from akidb_pipelines.cli.store import store_app
 from akidb_pipelines.errors import ExitCode, PipelineError
@@ -31,6 +33,8 @@ app = typer.Typer(
 )
 hooks_app = typer.Typer(no_args_is_help=True, help="Git hooks.")
 app.add_typer(fixtures_app, name="fixtures")
+app.add_typer(images_app, name="images")
+app.add_typer(lab_app, name="lab")
 app.add_typer(registry_app, name="registry")
 app.add_typer(store_app, name="store")
 app.add_typer(cedar_app, name="cedar")

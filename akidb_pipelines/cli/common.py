@@ -44,14 +44,17 @@ def wide(least: int) -> Console:
 
 @contextmanager
 def transfer_bars() -> Iterator[progress.Report]:
-    """Bars on standard error, one a file that is moved."""
+    """Bars on standard error, one a file (or stage) that is moved; of a stage without an amount, its name."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=err) as bars:
         tasks: dict[str, TaskID] = {}
 
         def show(told: progress.Progress) -> None:
+            if not told.total:
+                bars.console.print(told.stage, style="dim", highlight=False)
+                return
             if told.stage not in tasks:
                 tasks[told.stage] = bars.add_task(told.stage, total=None)
-            bars.update(tasks[told.stage], completed=told.done, total=told.total or None)
+            bars.update(tasks[told.stage], completed=told.done, total=told.total)
 
         yield show

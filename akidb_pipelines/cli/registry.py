@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 registry_app = typer.Typer(no_args_is_help=True, help="The artifact registry: signed channels, retention, keys.")
 
 KindOption = Annotated[str, typer.Option("--kind", help="Kind of release.")]
-ChannelOption = Annotated[str, typer.Option("--channel", help="latest or stable.")]
+ChannelOption = Annotated[str, typer.Option("--channel", help="latest or stable; of images, golden.")]
 ReleaseArgument = Annotated[str, typer.Argument(help="A release, such as 2026-W47/r1.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; stands in the signed metadata.")]
 
@@ -149,12 +149,14 @@ def registry_rollback(
 @registry_app.command("revoke")
 def registry_revoke(release: ReleaseArgument, reason: ReasonOption, kind: KindOption = "fixtures") -> None:
     """Withdraw a release: nobody can pull it any more; channels that point at it go back to where they pointed before."""
-    from akidb_pipelines.store.index import CHANNELS
+    from akidb_pipelines.store.index import CHANNELS, GOLDEN
 
     index = _publisher().revoke(kind, _version(release), reason)
     typer.echo(f"{kind} {release} is revoked")
     for channel in CHANNELS:
         head = index.head(kind, channel)
+        if head is None and channel == GOLDEN:
+            continue  # fixtures have none
         typer.echo(f"  {channel} points at {f'{head.version} (sequence {head.sequence})' if head else 'nothing'}")
 
 

@@ -8,6 +8,7 @@ itself. docs/images.md lists the variables.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from akidb_pipelines.errors import InputError
+from akidb_pipelines.settings import Settings
 
 JETSONS = "jetson"
 """The group whose hosts are captured and reflashed."""
@@ -97,6 +99,16 @@ class Inventory:
             f"inventory {self.source}: group {JETSONS} has no device {name!r}; it has {known}",
             hint="choose one of these, or set AKIDB_INVENTORY",
         )
+
+
+def open_inventory(settings: Settings) -> Inventory:
+    """The inventory that settings describe; its templates find AKIDB_HOME and USER whether or not the environment has them.
+
+    Raises:
+        InputError: see load_inventory.
+    """
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    return load_inventory(settings.inventory_path, {**os.environ, "USER": user, "AKIDB_HOME": str(settings.home)})
 
 
 def load_inventory(path: Path, environment: Mapping[str, str] | None = None) -> Inventory:

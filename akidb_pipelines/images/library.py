@@ -174,7 +174,6 @@ class Library:
         """
         with self._holding(f"{_LEASES}{what}.json", purpose, run_id) as held:
             if self._is_held(_PRUNING):
-            if self._is_held(_PRUNING):
                 sweeper = read(self.registry.channels, _PRUNING)
                 raise BusyError(f"{purpose}: packs are being swept: {sweeper}", hint="try again when that has ended")
             yield held

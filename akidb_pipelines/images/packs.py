@@ -243,6 +243,14 @@ class BlockTable:
         """The number of the pack of each row."""
         return self._pack[rows]
 
+    def lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.uint32]:
+        """Bytes of the block of each row."""
+        return self._entries["length"][rows]
+
+    def entry(self, row: int) -> tuple[int, bytes]:
+        """The number that a row's block had when it was stored, and its digest."""
+        return int(self._entries["number"][row]), self._entries["digest"][row].tobytes()
+
     def places(self, rows: NDArray[np.int64]) -> Iterator[Place]:
         """Where the blocks of some rows lie, frame by frame, pack by pack; each row once."""
         rows = np.unique(rows)

@@ -151,22 +151,24 @@ class RemoteDrive:
         process = self._open()
         text = json.dumps(request).encode()
         self._write(process, tried, _LENGTH.pack(len(text)) + text, more)
+        self._flush(process, tried)
 
     def _write(self, process: Process, tried: str, *parts: bytes) -> None:
         try:
             for part in parts:
                 process.stdin.write(part)
                 self.sent_bytes += len(part)
-            if len(parts) == 1 or not parts[-1]:
-                process.stdin.flush()
         except OSError as error:
             raise self._lost(process, tried) from error
 
-    def _reply(self, process: Process, tried: str) -> dict[str, Any]:
+    def _flush(self, process: Process, tried: str) -> None:
         try:
             process.stdin.flush()
         except OSError as error:
             raise self._lost(process, tried) from error
+
+    def _reply(self, process: Process, tried: str) -> dict[str, Any]:
+        self._flush(process, tried)
         (length,) = _LENGTH.unpack(self._exactly(process, _LENGTH.size, tried))
         reply: dict[str, Any] = json.loads(self._exactly(process, length, tried))
         if "error" in reply:

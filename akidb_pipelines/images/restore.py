@@ -186,7 +186,7 @@ def verify(library: Library, image: Image, *, everything: bool, seed: int = 0, r
     for _, data in content.blocks(numbers, lambda error: problems.append(error.message)):
         blocks, read = blocks + 1, read + len(data)
         if blocks % 256 == 0:
-            report(Progress("reading back", blocks, len(numbers)))
+            report(Progress("reading back", read, len(numbers) * BLOCK_BYTES, in_bytes=True))
     return Verified(image.id, blocks, len(stored), read, tuple(problems), perf_counter() - started)
 
 

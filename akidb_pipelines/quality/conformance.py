@@ -11,7 +11,7 @@ from time import perf_counter
 import apsw
 
 from akidb_pipelines.cedar.entities import JsonEntity, derived_entities, mapping, quote
-from akidb_pipelines.cedar.model import EntityType
+from akidb_pipelines.cedar.model import EntityType, Namespace
 from akidb_pipelines.cedar.sandbox import PRODUCT, Sandbox
 from akidb_pipelines.cedar.validate import Validation, validate_entities
 from akidb_pipelines.quality.database import open_read_only
@@ -26,16 +26,17 @@ def run_cedar_entities(
     database: Path,
     sandbox: Sandbox,
     *,
+    namespace: Namespace | None = None,
     full: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> CheckReport:
-    """Validate every entity of namespace AkiDB; very long audit logs by a stratified sample unless `full`.
+    """Validate every entity of a namespace (default: AkiDB); very long audit logs by a stratified sample unless `full`.
 
     Raises:
         InputError: the file is no SQLite database.
     """
     started = perf_counter()
-    namespace = sandbox.model.namespace(PRODUCT)
+    namespace = namespace or sandbox.model.namespace(PRODUCT)
     db = open_read_only(database)
     try:
         present = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}

@@ -38,10 +38,12 @@ class Policy:
 
     newest: int
     """So many names (weeks, months), with all their revisions."""
+    grace: timedelta = GRACE
+    """So long a retired release can still be pulled."""
 
 
-POLICIES: Mapping[str, Policy] = {"fixtures": Policy(newest=8)}
-"""Kinds that are not named here are kept for ever."""
+POLICIES: Mapping[str, Policy] = {"fixtures": Policy(newest=8), "images.": Policy(newest=12, grace=timedelta(days=14))}
+"""By kind, or by the beginning of kinds. Others are kept for ever."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,12 @@ def plan(
     """
     decisions: list[Decision] = []
     after, gone = index, []
-    newest = {kind: _newest(index, kind, policies.get(kind)) for kind in index.kinds()}
+    policy_of = {kind: next((p for begin, p in policies.items() if kind.startswith(begin)), None) for kind in index.kinds()}
+    newest = {kind: _newest(index, kind, policy_of[kind]) for kind in index.kinds()}
     for entry in (e for kind in index.kinds() for e in index.of(kind)):
         what = f"{entry.kind} {entry.version}"
+        policy = policy_of[entry.kind]
+        grace = policy.grace if policy else GRACE
         kept = _kept_because(index, entry, newest[entry.kind])
         if kept and entry.retired_at:
             after = after.with_entry(replace(entry, retired_at=""))
@@ -106,9 +111,9 @@ def plan(
             decisions.append(Decision(what, "keep", kept))
         elif not entry.retired_at:
             after = after.with_entry(replace(entry, retired_at=_text(now)))
-            decisions.append(Decision(what, "retire", f"nothing keeps it; removed in {GRACE.days} days"))
-        elif now - datetime.fromisoformat(entry.retired_at) < GRACE:
-            decisions.append(Decision(what, "keep", f"retired {entry.retired_at}, within the grace of {GRACE.days} days"))
+            decisions.append(Decision(what, "retire", f"nothing keeps it; removed in {grace.days} days"))
+        elif now - datetime.fromisoformat(entry.retired_at) < grace:
+            decisions.append(Decision(what, "keep", f"retired {entry.retired_at}, within the grace of {grace.days} days"))
         else:
             gone.append(entry)
             decisions.append(Decision(what, "remove", f"retired {entry.retired_at}"))

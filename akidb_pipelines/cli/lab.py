@@ -1,0 +1,74 @@
+"""`akidb-pipelines lab`: the stand-ins on this machine for the machines that pipelines work on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from akidb_pipelines.cli.common import AsJson, err, out, print_json, wide
+from akidb_pipelines.errors import InputError
+from akidb_pipelines.settings import Settings
+
+if TYPE_CHECKING:
+    from akidb_pipelines.lab.jetson import JetsonLab, LabHost
+
+KNOWN = ("jetson",)
+
+lab_app = typer.Typer(no_args_is_help=True, help="Stand-ins on this machine: Jetsons with drives and sshd.")
+What = Annotated[str, typer.Argument(help=f"Which lab: {', '.join(KNOWN)}.")]
+
+
+@lab_app.command("up")
+def lab_up(what: What = "jetson", as_json: AsJson = False) -> None:
+    """Make and start what the inventory describes; what runs already goes on."""
+    lab = _lab(what)
+    with err.status("lab") as status:
+        hosts = lab.up(lambda told: status.update(told.stage))
+    _show(hosts, as_json)
+    if missing := [host.name for host in hosts if not host.running]:
+        err.print(f"not started: {', '.join(missing)}; the drive is the root of its sshd, which needs root", highlight=False)
+    if not as_json:
+        out.print("Try:", *_examples(hosts), sep="\n  ", soft_wrap=True, highlight=False)
+
+
+@lab_app.command("down")
+def lab_down(what: What = "jetson") -> None:
+    """Stop it and remove everything it made, drives included."""
+    _lab(what).down()
+
+
+@lab_app.command("status")
+def lab_status(what: What = "jetson", as_json: AsJson = False) -> None:
+    """Which hosts run, and where their drives are."""
+    _show(_lab(what).status(), as_json)
+
+
+def _lab(what: str) -> JetsonLab:
+    from akidb_pipelines.images.inventory import open_inventory
+    from akidb_pipelines.lab.jetson import JetsonLab
+
+    if what not in KNOWN:
+        raise InputError(f"there is no lab {what!r}", hint=f"known are: {', '.join(KNOWN)}")
+    settings = Settings.load()
+    return JetsonLab(settings.home / "lab" / what, open_inventory(settings))
+
+
+def _show(hosts: Iterable[LabHost], as_json: bool) -> None:
+    if as_json:
+        print_json({"hosts": [asdict(host) for host in hosts]})
+        return
+    table = Table("host", "port", "drive", "mounted", "running", title="Jetson lab")
+    for host in hosts:
+        running = "[green]yes[/]" if host.running else "[red]no[/]"
+        table.add_row(host.name, str(host.port), escape(str(host.drive or "-")), "yes" if host.mounted else "no", running)
+    wide(100).print(table)
+
+
+def _examples(hosts: Iterable[LabHost]) -> list[str]:
+    command = "akidb-pipelines images capture --device {0} --name {0} --period 2026-11"
+    return [command.format(host.name) for host in hosts if host.running and host.drive]
