@@ -14,7 +14,14 @@ from akidb_pipelines.progress import Report
 from akidb_pipelines.settings import Settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from akidb_pipelines.fixtures.weekly import Workshop
+    from akidb_pipelines.images.capture import Captured
+    from akidb_pipelines.images.prune import Pruned
+    from akidb_pipelines.images.reflash import Flashed, ReflashPlan
+    from akidb_pipelines.images.studio import Studio
+    from akidb_pipelines.periods import Month
     from akidb_pipelines.store.report import RegistryReport
     from akidb_pipelines.store.retention import Plan
 
@@ -61,3 +68,53 @@ class RegistryTools:
         from akidb_pipelines.store.retention import collect
 
         return collect(open_publisher(self.settings), dry_run=dry_run, report=report)
+
+
+class ImageTools:
+    """What the assets of Jetson images need.
+
+    Args:
+        settings: read once by the composition root.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def open_studio(self) -> Studio:
+        """Images, catalog and sandbox, as they are now."""
+        from akidb_pipelines.images.studio import open_studio
+
+        return open_studio(self.settings)
+
+    def capture(self, device: str, month: Month, run_id: str, report: Report) -> Captured:
+        """Capture a device under its own name."""
+        from akidb_pipelines.images.inventory import open_inventory
+        from akidb_pipelines.images.studio import device_drive, device_request
+
+        inventory = open_inventory(self.settings)
+        known = inventory.device(device)
+        request = device_request(known, device, month, run_id)
+        return self.open_studio().capture(device_drive(inventory, known), request, report)
+
+    def plan(self, device: str, image: str, serial: str, report: Report) -> ReflashPlan:
+        """What a reflash would write."""
+        from akidb_pipelines.images.inventory import open_inventory
+        from akidb_pipelines.images.studio import device_reflash
+
+        inventory, studio = open_inventory(self.settings), self.open_studio()
+        return studio.plan(device_reflash(studio, inventory, inventory.device(device), image, serial), report)
+
+    def reflash(self, device: str, image: str, serial: str, report: Report, run_id: str) -> tuple[Flashed, Path]:
+        """Write an image onto a device."""
+        from akidb_pipelines.images.inventory import open_inventory
+        from akidb_pipelines.images.studio import device_reflash
+
+        inventory, studio = open_inventory(self.settings), self.open_studio()
+        return studio.reflash(device_reflash(studio, inventory, inventory.device(device), image, serial), report, run_id)
+
+    def prune(self, *, dry_run: bool, report: Report) -> Pruned:
+        """Sweep packs."""
+        from akidb_pipelines.images.library import open_library
+        from akidb_pipelines.images.prune import prune
+
+        return prune(open_library(self.settings), dry_run=dry_run, report=report)

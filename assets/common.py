@@ -1,14 +1,14 @@
-"""What every asset module shares: where runbooks are, how errors are told, which build a step is about."""
+"""What every asset module shares: how errors and progress are told, which partition and which build a step is about."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import dagster as dg
 
-from akidb_pipelines.errors import PipelineError
-from akidb_pipelines.periods import Week
+from akidb_pipelines.errors import OutsideError, PipelineError
+from akidb_pipelines.progress import Progress, Report
 
 PLATFORM = "team:platform-engineering"
 SECURITY = "team:security"
@@ -17,20 +17,43 @@ BUILD = "build_sha256"
 
 
 @contextmanager
-def telling() -> Iterator[None]:
-    """Turn an error that a user can act on into a Dagster failure that says so, without the trace of a bug and without retries."""
+def telling(*, retry: bool = False) -> Iterator[None]:
+    """Turn an error that a user can act on into a Dagster failure that says so, without the trace of a bug.
+
+    Args:
+        retry: whether what lies outside (a device, a network) is worth another try; nothing else ever is.
+    """
     try:
         yield
     except PipelineError as error:
         metadata = {"what to do": dg.MetadataValue.text(error.hint), "exit code": dg.MetadataValue.int(int(error.exit_code))}
-        raise dg.Failure(description=str(error), metadata=metadata, allow_retries=False) from error
+        again = retry and isinstance(error, OutsideError)
+        raise dg.Failure(description=str(error), metadata=metadata, allow_retries=again) from error
 
 
-def partition_week(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey) -> Week:
-    """The week a step is about: its partition, or, for a check run by hand, the newest week that is materialized.
+def logging(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext | dg.OpExecutionContext) -> Callable[[str], Report]:
+    """Progress as log lines, each under the title of its part: every stage once, and every fifth of a long one."""
+
+    def of_part(title: str) -> Report:
+        told: set[tuple[str, int]] = set()
+
+        def report(progress: Progress) -> None:
+            fifth = 5 * progress.done // progress.total if progress.total else 0
+            if (progress.stage, fifth) not in told:
+                told.add((progress.stage, fifth))
+                amount = f": {progress.amount}" if progress.amount else ""
+                context.log.info(f"{title}: {progress.stage}{amount}")
+
+        return report
+
+    return of_part
+
+
+def newest_partition(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey) -> str:
+    """Key of the partition that a step is about: its run's, or, for a check run by hand, the newest that is materialized.
 
     Raises:
-        dg.Failure: the key is no Monday, or nothing was materialized yet.
+        dg.Failure: nothing was materialized yet.
     """
     key = context.run.tags.get("dagster/partition")
     if key is None:
@@ -38,20 +61,21 @@ def partition_week(context: dg.AssetExecutionContext | dg.AssetCheckExecutionCon
         if not done:
             raise dg.Failure(f"{asset.to_user_string()} was not materialized yet: there is nothing to check", allow_retries=False)
         key = max(done)
-    with telling():
-        return Week.parse(key)
+    return key
 
 
-def built_digest(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey, week: Week) -> str:
-    """The digest of what this run built for a week, or, if it built nothing, of the newest build.
+def built_metadata(
+    context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey, partition: str, entry: str
+) -> str:
+    """What this run told of a partition when it materialized it, or, if it did not, what the newest run told.
 
     Raises:
-        dg.Failure: nothing was built for that week.
+        dg.Failure: nothing was materialized for that partition.
     """
-    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[week.key])
+    wanted = dg.AssetRecordsFilter(asset_key=asset, asset_partitions=[partition])
     records = context.instance.fetch_materializations(wanted, limit=20).records
     own = [r for r in records if r.run_id == context.run.run_id]
     for record in own or records:
-        if record.asset_materialization and (value := record.asset_materialization.metadata.get(BUILD)):
+        if record.asset_materialization and (value := record.asset_materialization.metadata.get(entry)):
             return str(value.value)
-    raise dg.Failure(f"{asset.to_user_string()} of {week} was not materialized yet", allow_retries=False)
+    raise dg.Failure(f"{asset.to_user_string()} of {partition} was not materialized yet", allow_retries=False)

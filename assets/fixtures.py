@@ -4,7 +4,7 @@ No `from __future__ import annotations` here: Dagster reads the annotations of `
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 
 import dagster as dg
@@ -12,10 +12,11 @@ import dagster as dg
 from akidb_pipelines.cedar.sandbox import OPS, PRODUCT
 from akidb_pipelines.errors import PipelineError
 from akidb_pipelines.fixtures.checklist import BLOCKING_CHECKS, CHECKS, KIND
-from akidb_pipelines.progress import Progress, Report
+from akidb_pipelines.periods import Week
+from akidb_pipelines.progress import Progress
 from akidb_pipelines.resources import FixtureTools
 from assets.checks import check_result, drift_of
-from assets.common import BUILD, PLATFORM, SECURITY, built_digest, partition_week, telling
+from assets.common import BUILD, PLATFORM, SECURITY, built_metadata, logging, newest_partition, telling
 from assets.fixture_metadata import build_metadata, drift_metadata
 from assets.partitions import WEEKS
 
@@ -25,6 +26,13 @@ DATABASES = dg.AssetKey("fixture_databases")
 RELEASE = dg.AssetKey("fixture_release")
 
 Tools = dg.ResourceParam[FixtureTools]
+
+
+def _week(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey) -> Week:
+    """The week that a step is about."""
+    key = newest_partition(context, asset)
+    with telling():
+        return Week.parse(key)
 
 
 class FixtureConfig(dg.Config):
@@ -81,29 +89,11 @@ def cedar_sandbox_schema(context: dg.AssetExecutionContext, fixture_tools: Tools
 )
 def fixture_databases(context: dg.AssetExecutionContext, config: FixtureConfig, fixture_tools: Tools) -> dg.MaterializeResult[None]:
     """Build the week's profiles. Nothing is published before the checks have passed."""
-    week = partition_week(context, DATABASES)
+    week = _week(context, DATABASES)
     with telling():
         profiles = config.profiles or list(fixture_tools.settings.profiles)
-        build = fixture_tools.open_workshop().build(week, profiles, fixture_tools.progress or _logging(context))
+        build = fixture_tools.open_workshop().build(week, profiles, fixture_tools.progress or logging(context))
     return dg.MaterializeResult(data_version=dg.DataVersion(build.sha256), metadata=build_metadata(build, fixture_tools))
-
-
-def _logging(context: dg.AssetExecutionContext) -> Callable[[str], Report]:
-    """Progress as log lines: each stage once, and every fifth of a long one."""
-
-    def of_profile(profile: str) -> Report:
-        told: set[tuple[str, int]] = set()
-
-        def report(progress: Progress) -> None:
-            fifth = 5 * progress.done // progress.total if progress.total else 0
-            if (progress.stage, fifth) not in told:
-                told.add((progress.stage, fifth))
-                amount = f": {progress.amount}" if progress.amount else ""
-                context.log.info(f"{profile}: {progress.stage}{amount}")
-
-        return report
-
-    return of_profile
 
 
 _ABOUT_CHECKS = {
@@ -126,11 +116,11 @@ _ABOUT_CHECKS = {
 )
 def fixture_checks(context: dg.AssetCheckExecutionContext, fixture_tools: Tools) -> Iterator[dg.AssetCheckResult]:
     """One step for all checks, so that Great Expectations is imported once."""
-    week = partition_week(context, DATABASES)
+    week = _week(context, DATABASES)
     names = [key.name for key in context.selected_asset_check_keys]
     with telling():
         workshop = fixture_tools.open_workshop()
-        build = workshop.find(week, built_digest(context, DATABASES, week))
+        build = workshop.find(week, built_metadata(context, DATABASES, week.key, BUILD))
         told = (fixture_tools.progress or (lambda _: lambda _: None))("checks")
         for number, report in enumerate(workshop.run_checks(build, [c for c in CHECKS if c in names])):
             told(Progress(report.check, number + 1, len(names)))
@@ -159,11 +149,11 @@ def fixture_checks(context: dg.AssetCheckExecutionContext, fixture_tools: Tools)
 )
 def fixture_release(context: dg.AssetExecutionContext, fixture_tools: Tools) -> dg.MaterializeResult[None]:
     """Publish what was built and checked; refuses bytes whose blocking checks did not pass."""
-    week = partition_week(context, RELEASE)
+    week = _week(context, RELEASE)
     with telling():
         workshop = fixture_tools.open_workshop()
-        build = workshop.find(week, built_digest(context, DATABASES, week))
-        report = (fixture_tools.progress or _logging(context))("release")
+        build = workshop.find(week, built_metadata(context, DATABASES, week.key, BUILD))
+        report = (fixture_tools.progress or logging(context))("release")
         release = workshop.publish(build, run_id=context.run.run_id, report=report)
         latest = workshop.registry.head(KIND)
     context.log.info(f"{release.id} {'released' if release.created else 'was released before: same bytes'}; latest is {latest.id}")
@@ -190,7 +180,7 @@ def fixture_release(context: dg.AssetExecutionContext, fixture_tools: Tools) -> 
 )
 def fresh_pull(context: dg.AssetCheckExecutionContext, fixture_tools: Tools) -> dg.AssetCheckResult:
     """Read everything back the way an engineer's machine does."""
-    week = partition_week(context, RELEASE)
+    week = _week(context, RELEASE)
     try:
         pulled, seconds = fixture_tools.open_workshop().pull_afresh(week)
     except PipelineError as error:

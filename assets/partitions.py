@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import dagster as dg
 
-from akidb_pipelines.periods import FIRST_WEEK
+from akidb_pipelines.periods import FIRST_MONTH, FIRST_WEEK
 
 # day_offset=1: weeks begin on Monday. end_offset=1: the running week exists from its first moment, which is when it is built.
 WEEKS = dg.WeeklyPartitionsDefinition(start_date=FIRST_WEEK.key, day_offset=1, end_offset=1)
+
+MONTH, DEVICE = "month", "device"
+
+
+def jetson_months(devices: Sequence[str]) -> dg.MultiPartitionsDefinition:
+    """Months times devices; a key is `jetson-a|2026-11-01`. The running month exists from its first moment."""
+    months = dg.MonthlyPartitionsDefinition(start_date=FIRST_MONTH.key, end_offset=1)
+    return dg.MultiPartitionsDefinition({MONTH: months, DEVICE: dg.StaticPartitionsDefinition(list(devices))})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets import fixtures, registry
+from assets import fixtures, jetson, registry
 
 fixtures_job = dg.define_asset_job(
     "fixtures",
@@ -22,7 +22,14 @@ observe_sandbox_job = dg.define_asset_job(
 
 registry_gc_job = dg.define_asset_job(
     "registry_gc",
-    selection=dg.AssetSelection.assets(registry.REGISTRY, registry.RETENTION),
-    description="Retire releases outside retention, and remove those whose grace is over. Config dry_run only says what it would do.",
+    selection=dg.AssetSelection.assets(registry.REGISTRY, registry.RETENTION, jetson.PACKS),
+    description="Retire releases outside retention, remove those whose grace is over, sweep packs. With dry_run it only says so.",
     tags={"pipeline": "registry"},
+)
+
+jetson_images_job = dg.define_asset_job(
+    "jetson_images",
+    selection=dg.AssetSelection.assets(jetson.CAPTURE, jetson.GOLDEN_IMAGE),
+    description="Capture the drive of one Jetson for one month, check the image, make it golden.",
+    tags={"pipeline": "jetson"},
 )

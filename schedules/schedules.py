@@ -1,9 +1,12 @@
 """Schedules. All in UTC; every one is created stopped except `weekly_fixtures`. Crons come from the settings."""
 
+from collections.abc import Sequence
+
 import dagster as dg
 
-from akidb_pipelines.periods import Week
-from schedules.jobs import fixtures_job, registry_gc_job
+from akidb_pipelines.periods import Month, Week
+from assets.partitions import DEVICE, MONTH
+from schedules.jobs import fixtures_job, jetson_images_job, registry_gc_job
 
 
 def weekly_fixtures(cron: str) -> dg.ScheduleDefinition:
@@ -33,3 +36,21 @@ def registry_gc(cron: str) -> dg.ScheduleDefinition:
         execution_timezone="UTC",
         description="By default Wednesday 05:00 UTC: retire what is outside retention, remove what was retired a week ago.",
     )
+
+
+def jetson_images(cron: str, devices: Sequence[str]) -> dg.ScheduleDefinition:
+    """On the first of a month, every device, for the month that has just begun."""
+
+    @dg.schedule(
+        name="jetson_images",
+        job=jetson_images_job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        description="By default the 1st of a month 04:00 UTC: capture every Jetson of the inventory, one run a device.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+        month = Month.containing(context.scheduled_execution_time).key
+        keys = [dg.MultiPartitionKey({MONTH: month, DEVICE: device}) for device in devices]
+        return [dg.RunRequest(run_key=key, partition_key=key) for key in keys]
+
+    return schedule

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from akidb_pipelines.images.capture import Captured
     from akidb_pipelines.images.drives import Drive
     from akidb_pipelines.images.image import Image
-    from akidb_pipelines.images.reflash import Flashed, Plan
+    from akidb_pipelines.images.reflash import Flashed, ReflashPlan
     from akidb_pipelines.images.studio import Studio
 
 images_app = typer.Typer(no_args_is_help=True, help="Images of drives: capture, restore, reflash.")
@@ -166,7 +166,7 @@ def images_reflash(
     _tell_flashed(done, kept, as_json=as_json)
 
 
-def _tell_plan(plan: Plan) -> None:
+def _tell_plan(plan: ReflashPlan) -> None:
     table = Table(title=f"{plan.image} onto {plan.drive} (serial number {plan.drive_serial or 'unknown'})")
     for column in ("blocks", "the same", "to write", "MB to write", "to zero", "MB to zero", "seconds expected"):
         table.add_column(column, justify="right")

@@ -58,7 +58,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReflashPlan:
     """What a reflash would write."""
 
     device: str
@@ -82,7 +82,7 @@ class Plan:
 class Flashed:
     """The report of a reflash."""
 
-    plan: Plan
+    plan: ReflashPlan
     written_bytes: int
     zeroed_bytes: int
     checks: tuple[Checked, ...]
@@ -173,7 +173,7 @@ def _refusals(image: Image, facts: DriveFacts, serial: str, confirmed_serial: st
                 )
 
 
-def plan(library: Library, reflash: Reflash, report: Report = lambda _: None) -> Plan:
+def plan(library: Library, reflash: Reflash, report: Report = lambda _: None) -> ReflashPlan:
     """Compare a drive with an image; writes nothing.
 
     Raises:
@@ -183,7 +183,7 @@ def plan(library: Library, reflash: Reflash, report: Report = lambda _: None) ->
     return _planned(library, reflash, report)[0]
 
 
-def _planned(library: Library, reflash: Reflash, report: Report) -> tuple[Plan, Content, NDArray[np.int64]]:
+def _planned(library: Library, reflash: Reflash, report: Report) -> tuple[ReflashPlan, Content, NDArray[np.int64]]:
     image, drive = reflash.image, reflash.drive
     facts = drive.facts()
     against = refusals(image, facts, reflash.serial, reflash.confirmed_serial)
@@ -197,7 +197,7 @@ def _planned(library: Library, reflash: Reflash, report: Report) -> tuple[Plan, 
     lengths[-1] = content.length(len(lengths) - 1)
     write_bytes, zero_bytes = int(lengths[numbers[~zero]].sum()), int(lengths[numbers[zero]].sum())
     rate = facts.size_bytes / max(seconds, 0.001)
-    planned = Plan(
+    planned = ReflashPlan(
         device=reflash.device,
         drive=drive.name,
         drive_serial=facts.drive_serial,
@@ -256,7 +256,7 @@ def reflash(library: Library, what: Reflash, report: Report = lambda _: None, ru
     return Flashed(planned, written.written_bytes, written.zeroed_bytes, checks, note, started_at, round(perf_counter() - begun, 2))
 
 
-def refused(planned: Plan) -> CheckError:
+def refused(planned: ReflashPlan) -> CheckError:
     """What to tell of a plan that something speaks against."""
     told = "".join(f"\n    - {r.reason}" for r in planned.refusals)
     return CheckError(

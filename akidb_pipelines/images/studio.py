@@ -21,7 +21,7 @@ from akidb_pipelines.images.drives import Drive, LocalDrive
 from akidb_pipelines.images.image import Image
 from akidb_pipelines.images.inventory import Device, Inventory
 from akidb_pipelines.images.library import Library, open_library
-from akidb_pipelines.images.reflash import Flashed, Plan, Reflash, plan, reflash
+from akidb_pipelines.images.reflash import Flashed, Reflash, ReflashPlan, plan, reflash
 from akidb_pipelines.images.remote import RemoteDrive
 from akidb_pipelines.images.ssh import Connection, parse_source
 from akidb_pipelines.periods import Month
@@ -135,7 +135,7 @@ class Studio:
 
     # --- reflash
 
-    def plan(self, what: Reflash, report: Report = lambda _: None) -> Plan:
+    def plan(self, what: Reflash, report: Report = lambda _: None) -> ReflashPlan:
         """What a reflash would write. See reflash.plan."""
         with closing(what.drive):
             return plan(self.library, what, report)
