@@ -37,6 +37,7 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             registry.registry_retention,
             *of_jetsons.assets,
             jetson.image_packs,
+            reflash.report_spec,
         ],
         asset_checks=[fixtures.fixture_checks, fixtures.fresh_pull, registry.metadata_expiry, *of_jetsons.checks],
         jobs=[jobs.fixtures_job, jobs.observe_sandbox_job, jobs.registry_gc_job, jobs.jetson_images_job, reflash.reflash_job],

@@ -96,6 +96,11 @@ class ImageTools:
         request = device_request(known, device, month, run_id)
         return self.open_studio().capture(device_drive(inventory, known), request, report)
 
+    def dedupe_ratio(self, name: str) -> float:
+        """How much larger all images of a name are than what they took in the store."""
+        records = [image.record for image in self.open_studio().library.images(name)]
+        return round(sum(r.used_bytes for r in records) / max(sum(r.counts.stored_bytes for r in records), 1), 2)
+
     def plan(self, device: str, image: str, serial: str, report: Report) -> ReflashPlan:
         """What a reflash would write."""
         from akidb_pipelines.images.inventory import open_inventory

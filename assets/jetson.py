@@ -14,6 +14,7 @@ import dagster as dg
 from akidb_pipelines.images.checklist import BLOCKING_CHECKS, CHECKS
 from akidb_pipelines.periods import Month
 from akidb_pipelines.resources import ImageTools
+from akidb_pipelines.settings import Settings
 from assets.checks import check_result
 from assets.common import BUILD, PLATFORM, built_metadata, logging, newest_partition, telling
 from assets.partitions import jetson_months
@@ -84,7 +85,8 @@ def jetson_assets(devices: Sequence[str]) -> JetsonAssets:
         told = "captured" if captured.created else "unchanged: the same blocks are there already"
         context.log.info(f"{captured.image.id} {told}; {captured.image.record.mode}: {captured.image.record.mode_reason}")
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(captured.image.record.digests_sha256), metadata=_capture_metadata(captured, image_tools)
+            data_version=dg.DataVersion(captured.image.record.digests_sha256),
+            metadata=_capture_metadata(captured, image_tools.dedupe_ratio(device), image_tools.settings),
         )
 
     @dg.multi_asset_check(
@@ -131,13 +133,13 @@ def jetson_assets(devices: Sequence[str]) -> JetsonAssets:
         told = "is golden now" if golden.id == image.id else f"is older than {golden.id}, which stays golden"
         context.log.info(f"{image.id} {told}")
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(golden.root_sha256), metadata=_golden_metadata(image, golden, image_tools)
+            data_version=dg.DataVersion(golden.root_sha256), metadata=_golden_metadata(image, golden, image_tools.settings)
         )
 
     return JetsonAssets((jetson_capture, jetson_golden_image), (jetson_checks,))
 
 
-def _capture_metadata(captured: "Captured", tools: ImageTools) -> dict[str, dg.MetadataValue]:
+def _capture_metadata(captured: "Captured", dedupe_ratio: float, settings: Settings) -> dict[str, dg.MetadataValue]:
     image, counts = captured.image, captured.counts
     record = image.record
     board = record.board
@@ -147,7 +149,6 @@ def _capture_metadata(captured: "Captured", tools: ImageTools) -> dict[str, dg.M
     ]
     kinds = {"start_bytes": "int", "size_bytes": "int"}
     columns = [dg.TableColumn(c, kinds.get(c, "string")) for c in ("name", "type", "start_bytes", "size_bytes", "uuid")]
-    used = (counts.blocks - counts.zero_blocks) * record.block_bytes
     return {
         _IMAGE: dg.MetadataValue.text(image.id),
         BUILD: dg.MetadataValue.text(image.root_sha256),
@@ -161,28 +162,28 @@ def _capture_metadata(captured: "Captured", tools: ImageTools) -> dict[str, dg.M
         "partitions": dg.MetadataValue.table(partitions, dg.TableSchema(columns)),
         # Numbers by month: the asset's Plots tab draws them.
         "size_bytes": dg.MetadataValue.int(record.size_bytes),
-        "used_bytes": dg.MetadataValue.int(used),
+        "used_bytes": dg.MetadataValue.int(record.used_bytes),
         "read_bytes": dg.MetadataValue.int(counts.read_bytes),
         "sent_bytes": dg.MetadataValue.int(counts.sent_bytes),
         "new_bytes": dg.MetadataValue.int(counts.new_bytes),
         "stored_bytes": dg.MetadataValue.int(counts.stored_bytes),
         "changed_blocks": dg.MetadataValue.int(counts.changed_blocks),
-        "dedupe_ratio": dg.MetadataValue.float(round(used / max(counts.stored_bytes, 1), 2)),
+        "dedupe_ratio": dg.MetadataValue.float(dedupe_ratio),
         "seconds": dg.MetadataValue.float(round(captured.seconds, 2)),
         "frozen_seconds": dg.MetadataValue.float(record.frozen_seconds),
         "megabytes_per_second": dg.MetadataValue.float(round(counts.read_bytes / 1e6 / max(captured.seconds, 0.001), 1)),
-        "runbook": dg.MetadataValue.url(tools.settings.runbook(_RUNBOOK)),
+        "runbook": dg.MetadataValue.url(settings.runbook(_RUNBOOK)),
     }
 
 
-def _golden_metadata(image: "Image", golden: "Image", tools: ImageTools) -> dict[str, dg.MetadataValue]:
+def _golden_metadata(image: "Image", golden: "Image", settings: Settings) -> dict[str, dg.MetadataValue]:
     return {
         _IMAGE: dg.MetadataValue.text(image.id),
         "golden": dg.MetadataValue.text(golden.id),
         "root_sha256": dg.MetadataValue.text(golden.root_sha256),
         "reflash": dg.MetadataValue.text(f"akidb-pipelines images reflash --device DEVICE --image {golden.id}"),
         "restore": dg.MetadataValue.text(f"akidb-pipelines images restore {golden.id} --to FILE"),
-        "runbook": dg.MetadataValue.url(tools.settings.runbook("runbooks/reflash-a-jetson.md")),
+        "runbook": dg.MetadataValue.url(settings.runbook("runbooks/reflash-a-jetson.md")),
     }
 
 

@@ -11,12 +11,21 @@ import dagster as dg
 
 from akidb_pipelines.errors import InputError
 from akidb_pipelines.resources import ImageTools
-from assets.common import logging, telling
+from assets.common import PLATFORM, logging, telling
 
 if TYPE_CHECKING:
     from akidb_pipelines.images.reflash import ReflashPlan
 
 REPORT = dg.AssetKey("jetson_reflash_report")
+
+
+report_spec = dg.AssetSpec(
+    REPORT,
+    group_name="jetson",
+    owners=[PLATFORM],
+    description="What job jetson_reflash planned or did, newest first: the image, what was written, what was found afterwards.",
+    tags={"runbook": "reflash-a-jetson"},
+)
 
 
 class ReflashConfig(dg.Config):
@@ -73,8 +82,8 @@ def _tell(context: dg.OpExecutionContext, planned: "ReflashPlan", outcome: str, 
         dg.AssetMaterialization(
             REPORT,
             description=f"{planned.device}: {outcome}",
-            partition=planned.device,
             metadata={
+                "device": planned.device,
                 "outcome": outcome,
                 "image": planned.image,
                 "drive": f"{planned.drive}, serial number {planned.drive_serial}",

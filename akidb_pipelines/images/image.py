@@ -145,6 +145,11 @@ class Record:
     algorithm: str = "sha256"
     format: int = FORMAT
 
+    @property
+    def used_bytes(self) -> int:
+        """Of the blocks that are not zeros."""
+        return (self.counts.blocks - self.counts.zero_blocks) * self.block_bytes
+
     def to_json(self) -> bytes:
         """Stable bytes."""
         return (json.dumps(asdict(self), sort_keys=True, indent=2) + "\n").encode()

@@ -57,10 +57,11 @@ def run_cedar_entities(
     seconds = perf_counter() - started
     facts: dict[str, str | int | float] = {
         "entities": found.total,
-        "audit_log_sampled_fraction": round(sampled, 4),
         "entities_per_second": round(found.total / seconds),
         "cedarpy": version("cedarpy"),
     }
+    if "AuditLog" in namespace.entities:
+        facts["audit_log_sampled_fraction"] = round(sampled, 4)
     return CheckReport("cedar_entities", results, seconds, facts)
 
 

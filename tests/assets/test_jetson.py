@@ -88,7 +88,7 @@ def test_reflash_only_plans_until_the_device_is_typed(month, lab, settings, inst
     planned = reflash(settings, instance, device="jetson-a", image="jetson-a/2026-10/r1")
     assert planned.success
     told = planned.asset_materializations_for_node("reflash_device")[0]
-    assert (told.asset_key, told.partition) == (REPORT, "jetson-a")
+    assert (told.asset_key, told.metadata["device"].value) == (REPORT, "jetson-a")
     assert told.metadata["outcome"].value.startswith("planned")
     unconfirmed = reflash(settings, instance, device="jetson-a", image="jetson-a/2026-10/r1", dry_run=False)
     assert not unconfirmed.success
