@@ -26,15 +26,13 @@ from akidb_pipelines import __version__
 from akidb_pipelines.errors import CheckError, InputError, IntegrityError
 from akidb_pipelines.images.agent.serve import VERSION
 from akidb_pipelines.images.block_store import BlockStore
-from akidb_pipelines.images.drives import BLOCK_BYTES, DIGEST_BYTES, ZERO, Drive, DriveFacts, Found, block_count
-from akidb_pipelines.images.image import Board, Counts, Image, Mode, Record, digest_array_sha256
+from akidb_pipelines.images.drives import DIGEST_BYTES, ZERO, Drive, DriveFacts, Found, block_count
+from akidb_pipelines.images.image import Board, Counts, Image, Mode, Record, digest_array_sha256, kind_of
 from akidb_pipelines.images.library import Library, same_content
 from akidb_pipelines.images.packs import PACK_BYTES, BlockTable, Index, Pack, Packer, digests_of
 from akidb_pipelines.periods import Month
 from akidb_pipelines.progress import Progress, Report
 
-_BATCH = 64
-"""So many blocks are looked up at once."""
 _UPLOADS = 2
 """So many packs are on their way into the store at once."""
 
@@ -80,10 +78,12 @@ def capture(library: Library, drive: Drive, request: CaptureRequest, report: Rep
     """Capture a drive.
 
     Raises:
+        InputError: the name, or the drive, is none.
         BusyError: it is being captured already, or packs are being swept.
         CheckError: it is another drive, or thawed before all was read.
         OutsideError: the drive, the way to it or the store fails. What was stored until then is not stored again.
     """
+    kind_of(request.name)
     with library.working_on(request.device or request.name, f"capturing {request.name}", request.run_id) as held:
         work = _Capture(library, drive, request, report)
         work.run()
@@ -151,21 +151,17 @@ class _Capture:
         return bool(self._request.freeze_mounts or self._request.readonly_mounts)
 
     def _read(self, stage: str) -> None:
-        batch: list[Found] = []
-        for found in self._drive.scan(bytes(self._digests)):
-            at = found.number * DIGEST_BYTES
-            self._digests[at : at + DIGEST_BYTES] = found.digest
-            if found.data:
-                batch.append(found)
-            if len(batch) == _BATCH:
-                self._store(batch)
-                batch = []
-                self._report(Progress(stage, found.number * BLOCK_BYTES, self._facts.size_bytes, in_bytes=True))
-        self._store(batch)
-        self._report(Progress(stage, self._facts.size_bytes, self._facts.size_bytes, in_bytes=True))
+        for piece in self._drive.scan(bytes(self._digests)):
+            for found in piece.found:
+                at = found.number * DIGEST_BYTES
+                self._digests[at : at + DIGEST_BYTES] = found.digest
+            self._store([found for found in piece.found if found.data])
+            self._report(Progress(stage, piece.position, self._facts.size_bytes, in_bytes=True))
 
     def _store(self, batch: Sequence[Found]) -> None:
         """Pack the blocks that no pack has."""
+        if not batch:
+            return
         known = self._table.has(digests_of(b"".join(found.digest for found in batch)))
         for found, is_known in zip(batch, known.tolist(), strict=True):
             if is_known or found.digest in self._new:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any, Protocol
 
 from akidb_pipelines.errors import InputError, OutsideError, PipelineError
@@ -88,6 +87,16 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Scanned:
+    """A piece of a drive that was read."""
+
+    position: int
+    """Where it ends, in bytes from the drive's beginning."""
+    found: tuple[Found, ...]
+    """Its blocks that are not as expected, in order."""
+
+
+@dataclass(frozen=True)
 class Checked:
     """One thing that was looked at on a drive."""
 
@@ -122,8 +131,8 @@ class Drive(Protocol):
         """What is known of it now, without reading its contents."""
         ...
 
-    def scan(self, previous: bytes, *, data: bool = True) -> Iterator[Found]:
-        """Read all of it; yields every block that is not as `previous` says, in order.
+    def scan(self, previous: bytes, *, data: bool = True) -> Iterator[Scanned]:
+        """Read all of it, piece by piece; finds every block that is not as `previous` says.
 
         Args:
             previous: 32 bytes a block, zeros for a block of zeros; may be short or empty.
@@ -181,26 +190,26 @@ class LocalDrive:
     def __init__(self, path: Path, facts_root: str = "/") -> None:
         if not path.exists():
             raise InputError(f"{path}: there is no such file or drive", hint="check the path")
+        if not (path.is_file() or path.is_block_device()):
+            raise InputError(
+                f"{path} is neither a file nor a drive", hint="name an image file, or a block device such as /dev/nvme0n1"
+            )
         self.path, self._facts_root = path, facts_root
         self.name = str(path)
         self.sent_bytes = self.read_bytes = 0
         self._freezer: freeze.Freezer | None = None
-        self._counting = Lock()
 
     def facts(self) -> DriveFacts:
         """See Drive."""
         with self._telling("looking at it"):
             return DriveFacts.parse(facts.facts(str(self.path), self._facts_root))
 
-    def scan(self, previous: bytes, *, data: bool = True) -> Iterator[Found]:
+    def scan(self, previous: bytes, *, data: bool = True) -> Iterator[Scanned]:
         """See Drive."""
         with self._telling("reading it"):
-            for number, digest, content in drive.scan(os.path.realpath(self.path), BLOCK_BYTES, previous, self._count):
-                yield Found(number, digest, content)
-
-    def _count(self, size: int) -> None:
-        with self._counting:
-            self.read_bytes += size
+            for position, read, blocks in drive.scan(os.path.realpath(self.path), BLOCK_BYTES, previous):
+                self.read_bytes += read
+                yield Scanned(position, tuple(Found(*block) for block in blocks))
 
     def freeze(self, mounts: Sequence[str], read_only: Sequence[str], seconds: int) -> None:
         """See Drive."""

@@ -12,7 +12,7 @@ import pwd
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,20 @@ def load_inventory(path: Path, environment: Mapping[str, str] | None = None) -> 
     return reader.read(content)
 
 
+_HOST = 1000
+"""Depth of a host's own variables: below every group."""
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What is said in one place. As in Ansible a deeper group goes before one above it, of two as deep the later name; a host before all."""
+
+    of: str
+    """The group; empty for the host itself."""
+    depth: int
+    told: Mapping[str, Any]
+
+
 class _Reader:
     """Walks the groups of one file."""
 
@@ -140,28 +154,37 @@ class _Reader:
         self._path, self._environment = path, environment
 
     def read(self, content: object) -> Inventory:
-        variables: dict[str, dict[str, Any]] = {}
+        said: dict[str, dict[str, _Layer]] = {}
         members: list[str] = []
         for group, body in self._mapping(content, "the file").items():
-            for host, in_jetsons, told in self._walk(group, self._mapping(body, group), {}, inside=False):
-                variables[host] = {**variables.get(host, {}), **told}
+            for host, in_jetsons, layers in self._walk(group, self._mapping(body, group), (), inside=False):
+                known = said.setdefault(host, {})
+                for layer in layers:
+                    # Of a group, or of the host itself, whatever is said in several places counts together.
+                    before = known.get(layer.of)
+                    known[layer.of] = replace(layer, told={**before.told, **layer.told}) if before else layer
                 if in_jetsons and host not in members:
                     members.append(host)
+        variables: dict[str, dict[str, Any]] = {}
+        for host, known in said.items():
+            ordered = sorted(known.values(), key=lambda layer: (layer.depth, layer.of))
+            variables[host] = {k: v for layer in ordered for k, v in layer.told.items()}
         filled = {host: {k: self._filled(host, k, v) for k, v in told.items()} for host, told in variables.items()}
         hosts = {host: self._host(host, told) for host, told in filled.items()}
         devices = {name: self._device(hosts[name], filled[name]) for name in members}
         return Inventory(str(self._path), hosts, devices, filled)
 
     def _walk(
-        self, group: str, body: Mapping[str, Any], above: Mapping[str, Any], *, inside: bool
-    ) -> Iterator[tuple[str, bool, dict[str, Any]]]:
-        """Every host below a group, with whether it is a Jetson, and the variables of the groups above it and its own."""
+        self, group: str, body: Mapping[str, Any], above: tuple[_Layer, ...], *, inside: bool
+    ) -> Iterator[tuple[str, bool, tuple[_Layer, ...]]]:
+        """Every host below a group, with whether it is a Jetson, and what the groups above it and itself are told."""
         if unknown := set(body) - {"hosts", "vars", "children"}:
             raise self._wrong(f"group {group}", f"unknown key {sorted(unknown)[0]!r}", "write hosts, vars and children")
         inside = inside or group == JETSONS
-        shared = {**above, **self._mapping(body.get("vars"), f"vars of {group}")}
+        depth = 0 if group == "all" else 1 + sum(layer.of != "all" for layer in above)
+        shared = (*above, _Layer(group, depth, self._mapping(body.get("vars"), f"vars of {group}")))
         for host, own in self._mapping(body.get("hosts"), f"hosts of {group}").items():
-            yield host, inside, {**shared, **self._mapping(own, host)}
+            yield host, inside, (*shared, _Layer("", _HOST, self._mapping(own, host)))
         for child, content in self._mapping(body.get("children"), f"children of {group}").items():
             yield from self._walk(child, self._mapping(content, child), shared, inside=inside)
 
@@ -210,7 +233,10 @@ class _Reader:
 
     def _options(self, host: str, arguments: str) -> Iterator[tuple[str, str]]:
         """`-o Name=Value` and `-o Name Value` of ssh's command line."""
-        words = iter(shlex.split(arguments))
+        try:
+            words = iter(shlex.split(arguments))
+        except ValueError as error:
+            raise self._wrong(f"{host}: ansible_ssh_common_args", f"{arguments!r}: {error}", "close the quotation") from error
         for word in words:
             text = next(words, "") if word == "-o" else word.removeprefix("-o") if word.startswith("-o") else ""
             key, separator, value = text.partition("=") if "=" in text else text.partition(" ")

@@ -33,7 +33,7 @@ from akidb_pipelines.store.publisher import Publisher, open_publisher
 from akidb_pipelines.store.registry import Registry, open_registry
 
 _LEASES = "images/leases/"
-_PRUNING = f"{_LEASES}prune.json"
+_PRUNING = "images/sweeping.json"
 YOUNG_LEASE = timedelta(hours=24)
 """While a lease that was not given back is younger, no pack is swept: its holder may count on any of them."""
 
@@ -187,7 +187,7 @@ class Library:
         """
         with self._holding(_PRUNING, purpose, "") as held:
             for info in self.registry.channels.list(_LEASES):
-                if info.key != _PRUNING and self._is_held(info.key):
+                if self._is_held(info.key):
                     raise BusyError(
                         f"{purpose}: somebody is at work: {read(self.registry.channels, info.key)}",
                         hint="run it again when that has ended; of a dead one, when its device was captured again, or a day after",

@@ -169,12 +169,12 @@ def decompressed(frame: bytes | memoryview, length: int, source: str) -> bytes:
     if not hasattr(_THREAD, "decompressor"):
         _THREAD.decompressor = zstandard.ZstdDecompressor()
     try:
-        data = bytes(_THREAD.decompressor.decompress(frame, max_output_size=length))
+        # Asked first: what a damaged header promises would be allocated.
+        if (promised := zstandard.frame_content_size(frame)) != length:
+            raise damaged(source, f"{promised} bytes where {length} should be")
+        return bytes(_THREAD.decompressor.decompress(frame, max_output_size=length))
     except zstandard.ZstdError as error:
         raise damaged(source, str(error)) from error
-    if len(data) != length:
-        raise damaged(source, f"{len(data)} bytes where {length} should be")
-    return data
 
 
 def damaged(source: str, found: str) -> IntegrityError:

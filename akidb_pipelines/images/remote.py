@@ -22,6 +22,7 @@ from akidb_pipelines.images.drives import (
     DriveFacts,
     Found,
     Partition,
+    Scanned,
     Written,
     drive_error,
 )
@@ -29,6 +30,11 @@ from akidb_pipelines.images.ssh import Connection, Process
 
 _PACKAGE = "akidb_pipelines.images.agent"
 _LENGTH = struct.Struct("<I")
+
+PATIENCE_S = 180.0
+"""A device that says nothing for so long is given up. While it reads, it says something after every 64 MiB."""
+_TOOLS_PATIENCE_S = 3900.0
+"""But e2fsck may take its time, and so may a drive that must make durable what was written."""
 
 
 def agent_text() -> bytes:
@@ -72,7 +78,7 @@ class RemoteDrive:
         """See Drive."""
         return DriveFacts.parse(self._ask("looking at it", do="facts", drive=self._path, facts_root=self._facts_root))
 
-    def scan(self, previous: bytes, *, data: bool = True) -> Iterator[Found]:
+    def scan(self, previous: bytes, *, data: bool = True) -> Iterator[Scanned]:
         """See Drive."""
         tried = "reading it"
         process = self._open()
@@ -80,17 +86,23 @@ class RemoteDrive:
         request = {"do": "scan", "drive": self._path, "block_bytes": BLOCK_BYTES, "data": data}
         self._send(tried, request | {"previous_bytes": None if known else len(previous)}, b"" if known else previous)
         last = bytearray(previous)
+        found: list[Found] = []
         self._last = None
         while True:
             number, length, digest = serve.RECORD.unpack(self._exactly(process, serve.RECORD.size, tried))
             if number == serve.END:
                 break
-            content = self._exactly(process, length, tried)
+            if number == serve.SO_FAR:
+                position, read = serve.POSITION.unpack(digest)
+                self.read_bytes += read
+                yield Scanned(position, tuple(found))
+                found = []
+                continue
             end = (number + 1) * DIGEST_BYTES
             last.extend(bytes(max(0, end - len(last))))
             last[end - DIGEST_BYTES : end] = digest
-            yield Found(number, digest, content)
-        self.read_bytes += self._reply(process, tried)["read_bytes"]
+            found.append(Found(number, digest, self._exactly(process, length, tried)))
+        self._reply(process, tried)
         self._last = last
 
     def freeze(self, mounts: Sequence[str], read_only: Sequence[str], seconds: int) -> None:
@@ -113,11 +125,13 @@ class RemoteDrive:
             digest = hashlib.sha256(data).digest() if data else ZERO
             self._write(process, tried, serve.RECORD.pack(number, length, digest), data)
         self._write(process, tried, serve.RECORD.pack(serve.END, 0, ZERO))
-        return Written(**self._reply(process, tried))
+        return Written(**self._reply(process, tried, _TOOLS_PATIENCE_S))
 
     def check(self, partitions: Sequence[Partition]) -> tuple[Checked, ...]:
         """See Drive."""
-        told = self._ask("checking it", do="check", drive=self._path, partitions=[vars(p) for p in partitions])
+        tried = "checking it"
+        self._send(tried, {"do": "check", "drive": self._path, "partitions": [vars(p) for p in partitions]})
+        told = self._reply(self._open(), tried, _TOOLS_PATIENCE_S)
         return tuple(Checked(**c) for c in told["checks"])
 
     def close(self) -> None:
@@ -151,40 +165,30 @@ class RemoteDrive:
         process = self._open()
         text = json.dumps(request).encode()
         self._write(process, tried, _LENGTH.pack(len(text)) + text, more)
-        self._flush(process, tried)
 
     def _write(self, process: Process, tried: str, *parts: bytes) -> None:
         try:
             for part in parts:
-                process.stdin.write(part)
+                process.write(part, PATIENCE_S)
                 self.sent_bytes += len(part)
         except OSError as error:
-            raise self._lost(process, tried) from error
+            raise self._lost(process, tried, error) from error
 
-    def _flush(self, process: Process, tried: str) -> None:
-        try:
-            process.stdin.flush()
-        except OSError as error:
-            raise self._lost(process, tried) from error
-
-    def _reply(self, process: Process, tried: str) -> dict[str, Any]:
-        self._flush(process, tried)
-        (length,) = _LENGTH.unpack(self._exactly(process, _LENGTH.size, tried))
+    def _reply(self, process: Process, tried: str, patience_s: float = PATIENCE_S) -> dict[str, Any]:
+        (length,) = _LENGTH.unpack(self._exactly(process, _LENGTH.size, tried, patience_s))
         reply: dict[str, Any] = json.loads(self._exactly(process, length, tried))
         if "error" in reply:
             raise drive_error(self.name, tried, reply["error"])
         return reply
 
-    def _exactly(self, process: Process, size: int, tried: str) -> bytes:
+    def _exactly(self, process: Process, size: int, tried: str, patience_s: float = PATIENCE_S) -> bytes:
         try:
-            data = process.stdout.read(size) if size else b""
-        except (OSError, ValueError) as error:
-            raise self._lost(process, tried) from error
+            data = process.read(size, patience_s)
+        except OSError as error:
+            raise self._lost(process, tried, error) from error
         self.sent_bytes += len(data)
-        if len(data) < size:
-            raise self._lost(process, tried)
         return data
 
-    def _lost(self, process: Process, tried: str) -> Exception:
+    def _lost(self, process: Process, tried: str, error: OSError) -> Exception:
         self._process = None
-        return process.lost(tried)
+        return process.lost(tried, error)

@@ -124,6 +124,8 @@ def restore(library: Library, image: Image, target: Path, *, replace: bool = Fal
         if (found := drive.facts().size_bytes) < size:
             raise InputError(f"{target} has {found:,} bytes, the image {size:,}", hint="choose a drive that is no smaller")
         written = drive.write(_all_blocks(content, report, zeros=True)).written_bytes
+        if len(differing(drive, content, report, "reading all of it again")):
+            raise IntegrityError(f"drive {target} does not hold what was written to it", hint="the drive is failing: replace it")
         return Restored(str(target), size, written, perf_counter() - started)
     if target.exists() and not (replace and target.is_file()):
         raise InputError(f"{target} is there already", hint="choose another name, or say --replace")
@@ -192,6 +194,9 @@ def verify(library: Library, image: Image, *, everything: bool, seed: int = 0, r
 
 def differing(drive: Drive, content: Content, report: Report = lambda _: None, stage: str = "comparing") -> NDArray[np.int64]:
     """Numbers of the blocks in which a drive is not as an image; what lies behind the image's end is left out."""
-    report(Progress(stage))
-    found = [f.number for f in drive.scan(content.digests.tobytes(), data=False)]
-    return np.asarray([n for n in found if n < len(content.digests)], np.int64)
+    size = content.image.record.size_bytes
+    numbers: list[int] = []
+    for piece in drive.scan(content.digests.tobytes(), data=False):
+        numbers += [found.number for found in piece.found if found.number < len(content.digests)]
+        report(Progress(stage, min(piece.position, size), size, in_bytes=True))
+    return np.asarray(numbers, np.int64)

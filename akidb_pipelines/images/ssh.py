@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import shlex
 import subprocess
 import tempfile
@@ -19,7 +20,8 @@ from akidb_pipelines.errors import InputError, OutsideError, PipelineError
 from akidb_pipelines.images.inventory import Host
 
 _COMMAND_SECONDS = 120
-_URL = re.compile(r"ssh://(?:(?P<user>[^@/]+)@)?(?P<address>[^:/]+)(?::(?P<port>\d+))?(?P<drive>/.+)")
+_PIECE_BYTES = 1 << 20
+_URL = re.compile(r"ssh://(?:(?P<user>[^@/]+)@)?(?P<address>[^@:/]+)(?::(?P<port>\d+))?(?P<drive>/.+)")
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Connection:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=told,
-                    bufsize=1 << 20,
+                    bufsize=0,
                 )
         except FileNotFoundError as error:
             raise OutsideError("ssh is not installed", hint="apt-get install openssh-client") from error
@@ -68,14 +70,21 @@ class Connection:
 
 
 def _section(host: Host) -> str:
-    lines = {
+    """One host. Of most options ssh takes the first value that it reads: no option of the inventory undoes the pinning, or makes it ask."""
+    first = {
         "HostName": host.address,
         "Port": host.port,
         "User": host.user,
         "BatchMode": "yes",
         "StrictHostKeyChecking": "yes",
         "UpdateHostKeys": "no",
-        "PasswordAuthentication": "no",
+    }
+    if host.known_hosts:
+        first |= {"UserKnownHostsFile": _quoted(host.known_hosts), "GlobalKnownHostsFile": "/dev/null"}
+    if host.key_file:
+        first |= {"IdentityFile": _quoted(host.key_file), "IdentitiesOnly": "yes"}
+    told = [(name, _quoted(value) if "/" in value else value) for name, value in host.options]
+    last = {
         "ConnectTimeout": 15,
         # A connection that died without a word is noticed within a quarter of a minute.
         "ServerAliveInterval": 5,
@@ -83,13 +92,7 @@ def _section(host: Host) -> str:
         "Compression": "no",
         "ControlPath": "none",
     }
-    if host.key_file:
-        lines |= {"IdentityFile": _quoted(host.key_file), "IdentitiesOnly": "yes"}
-    if host.known_hosts:
-        lines |= {"UserKnownHostsFile": _quoted(host.known_hosts), "GlobalKnownHostsFile": "/dev/null"}
-    for name, value in host.options:
-        lines[name] = _quoted(value) if "/" in value else value
-    return f"Host {host.name}\n" + "".join(f"  {name} {value}\n" for name, value in lines.items())
+    return f"Host {host.name}\n" + "".join(f"  {name} {value}\n" for name, value in (*first.items(), *told, *last.items()))
 
 
 def _quoted(path: str) -> str:
@@ -135,33 +138,68 @@ def _is_valid(certificate: Path) -> bool:
 
 
 class Process:
-    """A command that runs on a host."""
+    """A command that runs on a host, its input and output connected to us. Nothing here waits for ever."""
 
     def __init__(
         self, host: Host, process: subprocess.Popen[bytes], complaints: Path, folder: tempfile.TemporaryDirectory[str]
     ) -> None:
         self.host, self._process, self._complaints, self._folder = host, process, complaints, folder
         assert process.stdin and process.stdout
-        self.stdin, self.stdout = process.stdin, process.stdout
+        self._input, self._output = process.stdin.fileno(), process.stdout.fileno()
+        os.set_blocking(self._input, False)
+        os.set_blocking(self._output, False)
+        self._arrived = bytearray()
 
-    def lost(self, tried: str) -> PipelineError:
-        """What to tell when the connection ended before it should."""
-        self.close()
+    def read(self, size: int, patience_s: float) -> bytes:
+        """So many bytes of its output.
+
+        Raises:
+            TimeoutError: nothing came for so long.
+            ConnectionError: it ended.
+        """
+        while len(self._arrived) < size:
+            if not select.select([self._output], [], [], patience_s)[0]:
+                raise TimeoutError(f"it said nothing for {patience_s:.0f} s")
+            piece = os.read(self._output, _PIECE_BYTES)
+            if not piece:
+                raise ConnectionError("the connection was lost")
+            self._arrived += piece
+        data = bytes(self._arrived[:size])
+        del self._arrived[:size]
+        return data
+
+    def write(self, data: bytes, patience_s: float) -> None:
+        """Give it input.
+
+        Raises:
+            TimeoutError: it took none for so long.
+            OSError: it ended.
+        """
+        view = memoryview(data)
+        while view:
+            if not select.select([], [self._input], [], patience_s)[1]:
+                raise TimeoutError(f"it took nothing for {patience_s:.0f} s")
+            view = view[os.write(self._input, view[:_PIECE_BYTES]) :]
+
+    def lost(self, tried: str, error: OSError) -> PipelineError:
+        """What to tell when it did not go on as it should."""
+        slow = isinstance(error, TimeoutError)
+        self.close(kill=slow)
         told = self._told.strip().splitlines()
-        said = "; ".join(line for line in told[-3:] if line) or f"ssh ended with exit code {self._process.returncode}"
-        found = next((line for line in told if "HOST IDENTIFICATION HAS CHANGED" in line), "")
+        said = str(error) if slow else "; ".join(line for line in told[-3:] if line) or str(error)
+        found = next((line.strip("@ ") for line in told if "HOST IDENTIFICATION HAS CHANGED" in line), said)
         return OutsideError(
-            f"{self.host.name} ({self.host.user}@{self.host.address}:{self.host.port}): {tried}: {found.strip('@ ') or said}",
-            hint=_hint("\n".join(told), self.host),
+            f"{self.host.name} ({self.host.user}@{self.host.address}:{self.host.port}): {tried}: {found}",
+            hint=_hint("\n".join([*told, said]), self.host),
         )
 
-    def close(self) -> None:
+    def close(self, *, kill: bool = False) -> None:
         """End it. Twice is fine."""
-        for stream in (self.stdin, self.stdout):
-            try:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream:
                 stream.close()
-            except OSError:
-                continue  # what was not sent yet is of no use any more
+        if kill:
+            self._process.kill()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
@@ -182,6 +220,7 @@ def _hint(told: str, host: Host) -> str:
         "Host key verification failed": f"its host key is not in {pinned}: get it at the console and pin it there",
         "Permission denied": "the device does not take this key: check ansible_user, the key file and the certificate of the inventory",
         "Connection refused": "no SSH server listens there: is the device up? (lab: akidb-pipelines lab up jetson)",
+        "it said nothing": "the device hangs, or its drive does: look at its console and its kernel log (dmesg)",
         "timed out": "the device cannot be reached: is it up, and the bastion?",
         "Could not resolve": "check ansible_host of the inventory",
         "a password is required": "the user needs passwordless sudo for python3, or ansible_become must be false",

@@ -10,7 +10,7 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 DIGEST_BYTES = 32
 ZERO = bytes(DIGEST_BYTES)
@@ -41,31 +41,36 @@ def open_drive(path: str, *, write: bool = False) -> tuple[int, int]:
 
 
 def scan(
-    path: str, block_bytes: int, previous: bytes, read: Callable[[int], object], workers: int = 2
-) -> Iterator[tuple[int, bytes, bytes]]:
-    """Read a drive and yield every block that is not as `previous` says: (number, digest, data), in order; data is empty for zeros.
+    path: str, block_bytes: int, previous: bytes, workers: int = 2
+) -> Iterator[tuple[int, int, list[tuple[int, bytes, bytes]]]]:
+    """Read a drive and find every block that is not as `previous` says.
 
     Args:
         path: a block device or a file.
         block_bytes: of a block; the last one may be shorter.
         previous: digests of all blocks, 32 bytes each, ZERO for zeros; short or empty where nothing is known.
-        read: told how many bytes have just been read; holes are not.
         workers: so many segments are read and hashed at once.
+
+    Yields:
+        For each segment, in order: where it ends, how many bytes were read of it (holes are not), and its differing blocks: number,
+        digest, data (empty for zeros).
     """
     descriptor, size = open_drive(path)
     zeros = bytes(block_bytes)
     spare: collections.deque[mmap.mmap] = collections.deque()
 
-    def blocks_of(start: int) -> list[tuple[int, bytes, bytes]]:
+    def blocks_of(start: int) -> tuple[int, int, list[tuple[int, bytes, bytes]]]:
         length = min(SEGMENT_BYTES, size - start)
         numbers = range(start // block_bytes, (start + length + block_bytes - 1) // block_bytes)
         if _is_hole(descriptor, start, length):
-            return [(n, ZERO, b"") for n in numbers if _digest_at(previous, n) != ZERO]
-        buffer = spare.popleft() if spare else mmap.mmap(-1, SEGMENT_BYTES)
+            return start + length, 0, [(n, ZERO, b"") for n in numbers if _digest_at(previous, n) != ZERO]
+        try:
+            buffer = spare.popleft()
+        except IndexError:
+            buffer = mmap.mmap(-1, SEGMENT_BYTES)
         found = []
         with memoryview(buffer) as view:
             _fill(descriptor, view[:length], start)
-            read(length)
             for number in numbers:
                 at = number * block_bytes - start
                 with view[at : min(at + block_bytes, length)] as block:
@@ -77,18 +82,20 @@ def scan(
                     if digest != _digest_at(previous, number):
                         found.append((number, digest, bytes(block) if data else b""))
         spare.append(buffer)
-        return found
+        return start + length, length, found
 
     try:
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            waiting: collections.deque[concurrent.futures.Future[list[tuple[int, bytes, bytes]]]] = collections.deque()
+            waiting: collections.deque[concurrent.futures.Future[tuple[int, int, list[tuple[int, bytes, bytes]]]]] = (
+                collections.deque()
+            )
             try:
                 for start in range(0, size, SEGMENT_BYTES):
                     waiting.append(pool.submit(blocks_of, start))
                     if len(waiting) > 2 * workers:
-                        yield from waiting.popleft().result()
+                        yield waiting.popleft().result()
                 while waiting:
-                    yield from waiting.popleft().result()
+                    yield waiting.popleft().result()
             finally:
                 for future in waiting:
                     future.cancel()
@@ -119,6 +126,9 @@ def _fill(descriptor: int, view: memoryview, start: int) -> None:
 def write_blocks(path: str, block_bytes: int, blocks: Iterable[tuple[int, int, bytes]]) -> dict[str, int]:
     """Write blocks, make them durable, and forget what the kernel has cached; returns how many bytes were written and zeroed.
 
+    The first block is a barrier, whenever it comes: what came before it is durable before it is, and it before what comes after it. Else a
+    drive that lost power could have its partition table and not what lies in the partitions.
+
     Args:
         path: a block device that nothing has mounted, or a file.
         blocks: (number, length, data); empty data writes zeros.
@@ -128,17 +138,16 @@ def write_blocks(path: str, block_bytes: int, blocks: Iterable[tuple[int, int, b
     try:
         is_drive = stat.S_ISBLK(os.fstat(descriptor).st_mode)
         for number, length, data in blocks:
+            if number == 0:
+                os.fsync(descriptor)
             if data:
                 _write(descriptor, data, number * block_bytes)
                 written += length
-                continue
-            try:
-                if not is_drive:
-                    raise OSError
-                fcntl.ioctl(descriptor, _BLKZEROOUT, struct.pack("QQ", number * block_bytes, length))
-            except OSError:
-                _write(descriptor, bytes(length), number * block_bytes)
-            zeroed += length
+            else:
+                _zero(descriptor, length, number * block_bytes, is_drive=is_drive)
+                zeroed += length
+            if number == 0:
+                os.fsync(descriptor)
         os.fsync(descriptor)
         if is_drive:
             fcntl.ioctl(descriptor, _BLKFLSBUF)
@@ -147,6 +156,15 @@ def write_blocks(path: str, block_bytes: int, blocks: Iterable[tuple[int, int, b
     finally:
         os.close(descriptor)
     return {"written_bytes": written, "zeroed_bytes": zeroed}
+
+
+def _zero(descriptor: int, length: int, start: int, *, is_drive: bool) -> None:
+    try:
+        if not is_drive:
+            raise OSError
+        fcntl.ioctl(descriptor, _BLKZEROOUT, struct.pack("QQ", start, length))
+    except OSError:
+        _write(descriptor, bytes(length), start)
 
 
 def _write(descriptor: int, data: bytes, start: int) -> None:

@@ -14,6 +14,8 @@ from akidb_pipelines.images.agent.drive import AgentError
 
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878
 _MS_RDONLY, _MS_REMOUNT = 1, 32
+_KEPT = os.ST_RDONLY | os.ST_NOSUID | os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME
+"""Flags of a mount that statvfs(3) tells with the numbers that mount(2) takes."""
 _MCL_CURRENT_AND_FUTURE = 3
 
 
@@ -66,25 +68,26 @@ def _freeze(mounts: Sequence[str], read_only: Sequence[str], seconds: int, contr
     if libc.mlockall(_MCL_CURRENT_AND_FUTURE) != 0:
         os.write(told, b"memory cannot be locked, so nothing is frozen: %s\n" % os.strerror(ctypes.get_errno()).encode())
         return
-    undo: list[tuple[int | None, str]] = []
+    undo: list[tuple[int | None, int, str]] = []
     asked = False
     path = ""
     try:
         for path in read_only:
-            if libc.mount(None, path.encode(), None, _MS_REMOUNT | _MS_RDONLY, None) != 0:
+            flags = os.statvfs(path).f_flag & _KEPT  # a remount takes away what it is not told
+            if libc.mount(None, path.encode(), None, _MS_REMOUNT | _MS_RDONLY | flags, None) != 0:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            undo.append((None, path))
+            undo.append((None, flags, path))
         for path in mounts:
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.ioctl(folder, _FIFREEZE, 0)
-            undo.append((folder, path))
+            undo.append((folder, 0, path))
         os.write(told, b"frozen\n")
         asked = bool(select.select([control], [], [], seconds)[0])
     except OSError as error:
         os.write(told, f"{path} cannot be frozen: {error.strerror}\n".encode())
-    for frozen, path in reversed(undo):
+    for frozen, flags, path in reversed(undo):
         if frozen is None:
-            libc.mount(None, path.encode(), None, _MS_REMOUNT, None)
+            libc.mount(None, path.encode(), None, _MS_REMOUNT | flags, None)
         else:
             fcntl.ioctl(frozen, _FITHAW, 0)
     os.write(told, b"thawed as told\n" if asked else b"thawed because its time was up\n")

@@ -19,6 +19,11 @@ RECORD = struct.Struct("<QI32s")
 """Number of a block, length of the data that follows, digest. Of a block of zeros no data follows."""
 END = 2**64 - 1
 """As a block's number: no more blocks; a reply follows."""
+SO_FAR = 2**64 - 2
+"""As a block's number: what was read so far. The digest's place holds two numbers: where, and how many bytes that took."""
+POSITION = struct.Struct("<QQ16x")
+_FLUSH_BYTES = 64 << 20
+"""The other side hears at least so often that the drive is still being read."""
 
 
 class Session:
@@ -56,18 +61,21 @@ class Session:
         """Send every block that is not as the digests that follow the request say (None: as the last scan left them)."""
         if previous_bytes is not None:
             self._last = bytearray(self._exactly(previous_bytes))
-        read: list[int] = []
         try:
-            for number, digest, content in scan(os.path.realpath(drive), block_bytes, bytes(self._last), read.append):
-                end = (number + 1) * DIGEST_BYTES
-                self._last.extend(bytes(max(0, end - len(self._last))))
-                self._last[end - DIGEST_BYTES : end] = digest
-                sent = content if data else b""
-                self._sink.write(RECORD.pack(number, len(sent), digest))
-                self._sink.write(sent)
+            for position, read, blocks in scan(os.path.realpath(drive), block_bytes, bytes(self._last)):
+                for number, digest, content in blocks:
+                    end = (number + 1) * DIGEST_BYTES
+                    self._last.extend(bytes(max(0, end - len(self._last))))
+                    self._last[end - DIGEST_BYTES : end] = digest
+                    sent = content if data else b""
+                    self._sink.write(RECORD.pack(number, len(sent), digest))
+                    self._sink.write(sent)
+                self._sink.write(RECORD.pack(SO_FAR, 0, POSITION.pack(position, read)))
+                if position % _FLUSH_BYTES == 0:
+                    self._sink.flush()
         finally:
             self._sink.write(RECORD.pack(END, 0, ZERO))
-        return {"read_bytes": sum(read)}
+        return {}
 
     def do_freeze(self, mounts: list[str], read_only: list[str], seconds: int) -> dict[str, Any]:
         """See `Freezer`."""
