@@ -12,6 +12,7 @@ import pwd
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,10 @@ def open_inventory(settings: Settings) -> Inventory:
     Raises:
         InputError: see load_inventory.
     """
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    return load_inventory(settings.inventory_path, {**os.environ, "USER": user, "AKIDB_HOME": str(settings.home)})
+    environment = {**os.environ, "AKIDB_HOME": str(settings.home)}
+    with suppress(KeyError):  # in a container, a user may have a number and no name
+        environment["USER"] = pwd.getpwuid(os.geteuid()).pw_name
+    return load_inventory(settings.inventory_path, environment)
 
 
 def load_inventory(path: Path, environment: Mapping[str, str] | None = None) -> Inventory:
