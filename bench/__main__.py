@@ -7,7 +7,7 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 
-from bench import checks, fixtures, loading, registry
+from bench import checks, fixtures, images, loading, registry
 
 
 def main() -> None:
@@ -20,6 +20,7 @@ def main() -> None:
             "loading": loading.lines,
             "fixtures": lambda: chain(fixtures.lines(work), checks.lines(work / "load.db")),
             "registry": lambda: registry.lines(work),
+            "images": lambda: images.lines(work),
         }
         for line in chain.from_iterable(parts[name]() for name in sys.argv[1:] or parts):
             missed += line.met is False
