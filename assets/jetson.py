@@ -208,9 +208,7 @@ def image_packs(context: dg.AssetExecutionContext, config: PruneConfig, image_to
     with telling():
         pruned = image_tools.prune(dry_run=config.dry_run, report=logging(context)("packs"))
     rows = [
-        dg.TableRecord(
-            {"action": s.action, "pack": s.pack.sha256[:16], "why": s.why, "megabytes": round(s.pack.size_bytes / 1e6, 2)}
-        )
+        dg.TableRecord({"action": s.action, "pack": s.pack.name[:16], "why": s.why, "megabytes": round(s.pack.size_bytes / 1e6, 2)})
         for s in sorted(pruned.sweeps, key=lambda s: s.action == "keep")[:100]
     ]
     columns = [dg.TableColumn(c, "float" if c == "megabytes" else "string") for c in ("action", "pack", "why", "megabytes")]

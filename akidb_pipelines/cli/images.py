@@ -325,7 +325,7 @@ def images_prune(
     for column in ("action", "pack", "why", "MB"):
         table.add_column(column, overflow="fold", justify="right" if column == "MB" else "left")
     for sweep in pruned.sweeps:
-        table.add_row(sweep.action, sweep.pack.sha256[:16], sweep.why, f"{sweep.pack.size_bytes / 1e6:.1f}")
+        table.add_row(sweep.action, sweep.pack.name[:16], sweep.why, f"{sweep.pack.size_bytes / 1e6:.1f}")
     wide(110).print(table)
 
 

@@ -105,7 +105,7 @@ class _Capture:
         self._parent_digests = self._fitted(library.digests(self._parent)) if self._parent else self._fitted(b"")
         stored = library.blocks.packs()
         indexes = library.blocks.indexes(stored)
-        self._packs = [pack.sha256 for pack in stored]
+        self._packs = [pack.name for pack in stored]
         self._table = BlockTable(indexes)
         since = datetime.fromisoformat(self._parent.published_at) if self._parent else datetime.min.replace(tzinfo=UTC)
         newer = [i for p, i in zip(stored, indexes, strict=True) if i.image == request.name and p.stored_at >= since]
@@ -193,7 +193,9 @@ class _Capture:
                 hint="capture again: less has changed by now; if that does not help, raise akidb_freeze_seconds",
             )
         quiet = {*request.freeze_mounts, *request.readonly_mounts}
-        others = [m.path for m in self._facts.mounts if not (m.read_only or m.path in quiet or m.kind == "swap")]
+        frozen = {m.device for m in self._facts.mounts if m.path in request.freeze_mounts}  # wherever else it is mounted, too
+        mounts = [m for m in self._facts.mounts if not (m.read_only or m.kind == "swap")]
+        others = [m.path for m in mounts if m.path not in quiet and m.device not in frozen]
         if others:
             return Mode.LIVE, f"{', '.join(others)} on it could be written while the rest was frozen"
         return Mode.FROZEN, f"{', '.join(sorted(quiet))} frozen for {self._frozen_seconds:.1f} s"
@@ -261,7 +263,7 @@ class _Capture:
         """That every older pack it counts on is still there: a sweep of another machine may have been at work."""
         rows = self._table.rows(digests_of(digests))
         used = {self._packs[n] for n in np.unique(self._table.packs_of(rows[rows >= 0])).tolist()}
-        gone = used - {pack.sha256 for pack in self._library.blocks.packs()}
+        gone = used - {pack.name for pack in self._library.blocks.packs()}
         if gone:
             raise IntegrityError(
                 f"{len(gone)} packs that {self._request.name} counts on went while it was captured, such as {min(gone)[:16]}",

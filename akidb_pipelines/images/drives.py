@@ -40,6 +40,8 @@ class Mount:
     path: str
     kind: str
     read_only: bool
+    device: str
+    """Number of its device, `major:minor`: one file system may be mounted in several places."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ class Found:
 
     number: int
     digest: bytes
-    data: bytes
-    """Empty for a block of zeros, or when only digests were asked for."""
+    data: bytes | memoryview
+    """Empty for a block of zeros, or when only digests were asked for. Lent: it changes once the next piece is asked for."""
 
 
 @dataclass(frozen=True)
@@ -246,10 +248,11 @@ class LocalDrive:
 def drive_error(name: str, tried: str, found: str) -> PipelineError:
     """What to tell when a drive fails."""
     hints = {
+        "frozen": "the inventory's akidb_freeze_mounts and akidb_readonly_mounts name what lies on the drive; vfat cannot be frozen, "
+        "and what has files open for writing (busy; fuser -vm PATH) cannot be made read-only",
         "busy": "something has it mounted or open: unmount it, or start the board from another medium",
         "Permission denied": "drives are read and written as root",
         "No space left": "the disk is full: free some space",
-        "frozen": "the inventory's akidb_freeze_mounts and akidb_readonly_mounts name what lies on the drive; vfat cannot be frozen",
         "Input/output error": "the drive is failing: look at its kernel log (dmesg) and replace it",
     }
     hint = next(

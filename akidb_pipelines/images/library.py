@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from akidb_pipelines.errors import CheckError, InputError
-from akidb_pipelines.files import scratch_folder
+from akidb_pipelines.files import is_dead, scratch_folder
 from akidb_pipelines.images.block_store import BlockStore
 from akidb_pipelines.images.image import (
     DIGESTS,
@@ -175,7 +175,10 @@ class Library:
         with self._holding(f"{_LEASES}{what}.json", purpose, run_id) as held:
             if self._is_held(_PRUNING):
                 sweeper = read(self.registry.channels, _PRUNING)
-                raise BusyError(f"{purpose}: packs are being swept: {sweeper}", hint="try again when that has ended")
+                raise BusyError(
+                    f"{purpose}: packs are being swept: {sweeper}",
+                    hint="try again when that has ended; of one that died, once `akidb-pipelines images prune` ran to its end",
+                )
             yield held
 
     @contextmanager
@@ -199,7 +202,9 @@ class Library:
 
     def _is_held(self, key: str) -> bool:
         lease = read(self.registry.channels, key)
-        return lease is not None and not lease.released and datetime.now(UTC) - datetime.fromisoformat(lease.taken_at) < YOUNG_LEASE
+        if lease is None or lease.released or is_dead(lease.process):
+            return False
+        return datetime.now(UTC) - datetime.fromisoformat(lease.taken_at) < YOUNG_LEASE
 
 
 def same_content(image: Image, digests: bytes | bytearray) -> bool:

@@ -114,8 +114,8 @@ def prune(library: Library, *, dry_run: bool = False, grace: timedelta = GRACE, 
         held.check()
         report(Progress(f"removing {len(gone)} packs"))
         # The index first: a pack without one does not count, and nobody finds half of it.
-        library.blocks.store.delete(index_key(p.sha256) for p in gone)
-        library.blocks.store.delete(pack_key(p.sha256) for p in gone)
+        library.blocks.store.delete(index_key(p.name) for p in gone)
+        library.blocks.store.delete(pack_key(p.name) for p in gone)
     return Pruned(tuple(sweeps), sum(p.size_bytes for p in gone), repacked)
 
 

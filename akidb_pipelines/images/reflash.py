@@ -26,6 +26,8 @@ from akidb_pipelines.images.library import Library
 from akidb_pipelines.images.restore import Content, content_of, differing
 from akidb_pipelines.progress import Progress, Report
 
+NO_SERIAL = "none"
+"""What is confirmed of a drive that has no serial number."""
 _WRITING = 0.5
 """Drives are assumed to be written half as fast as they were read: the estimate says so."""
 
@@ -160,7 +162,7 @@ def _refusals(image: Image, facts: DriveFacts, serial: str, confirmed_serial: st
             "an image starts on the board that it was taken from only: choose one of this board",
         )
     found = facts.drive_serial
-    if confirmed_serial and confirmed_serial != found:
+    if confirmed_serial and confirmed_serial != (found or NO_SERIAL):
         yield Refusal(
             f"serial number {confirmed_serial} was confirmed, the drive's is {found or 'none'}", "look again which drive is meant"
         )
@@ -169,7 +171,7 @@ def _refusals(image: Image, facts: DriveFacts, serial: str, confirmed_serial: st
             if expected and expected != found:
                 yield Refusal(
                     f"the drive's serial number is {found or 'none'}, {owner} {expected}",
-                    f"if this drive is meant all the same, confirm it: --serial {found or 'SERIAL'}",
+                    f"if this drive is meant all the same, confirm it: --serial {found or NO_SERIAL}",
                 )
 
 

@@ -214,17 +214,19 @@ class Process:
 
 def _hint(told: str, host: Host) -> str:
     pinned = host.known_hosts or "~/.ssh/known_hosts"
+    jump = host.option("ProxyJump")
     hints = {
         "IDENTIFICATION HAS CHANGED": "the host key is not the pinned one: somebody is in between, or the device was installed anew. "
         f"Compare it at its console before you change {pinned}; docs/runbooks/clone-failed.md",
         "Host key verification failed": f"its host key is not in {pinned}: get it at the console and pin it there",
         "Permission denied": "the device does not take this key: check ansible_user, the key file and the certificate of the inventory",
-        "Connection refused": "no SSH server listens there: is the device up? (lab: akidb-pipelines lab up jetson)",
+        "Connection refused": f"no SSH server listens there: is the device up{f', and {jump}' if jump else ''}? "
+        "(lab: akidb-pipelines lab up jetson)",
         "it said nothing": "the device hangs, or its drive does: look at its console and its kernel log (dmesg)",
-        "timed out": "the device cannot be reached: is it up, and the bastion?",
+        "timed out": f"the device cannot be reached: is it up{f', and {jump}' if jump else ''}?",
         "Could not resolve": "check ansible_host of the inventory",
-        "a password is required": "the user needs passwordless sudo for python3, or ansible_become must be false",
-        "python3": "the device needs Python 3.8 or newer; ansible_python_interpreter says where it is",
+        f"{host.python}:": "the device needs Python 3.8 or newer; ansible_python_interpreter says where it is",
+        "sudo:": "the user needs passwordless sudo for python3, or ansible_become must be false",
     }
     return next(
         (hint for sign, hint in hints.items() if sign in told), "look at the device and the network; docs/runbooks/clone-failed.md"

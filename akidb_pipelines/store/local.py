@@ -10,7 +10,6 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -48,7 +47,7 @@ class LocalStore:
         with self._telling("making the folder"):
             self.root.mkdir(parents=True, exist_ok=True)
 
-    def create(self, key: str, source: Path | bytes, *, sha256: str = "", moved: Moved = untold) -> None:
+    def create(self, key: str, source: Path | bytes | memoryview, *, sha256: str = "", moved: Moved = untold) -> None:
         """See ObjectStore."""
         target = self._path(key)
         with self._telling(f"storing {key}"):
@@ -59,12 +58,12 @@ class LocalStore:
             sweep(arriving, _INCOMING)
             incoming = arriving / f"{temporary_prefix(_INCOMING)}{secrets.token_hex(4)}"
             try:
-                with BytesIO(source) if isinstance(source, bytes) else source.open("rb") as data, incoming.open("wb") as out:
-                    found = _copy(data, out, moved)
+                with incoming.open("wb") as out:
+                    found = _write(source, out, moved)
                     out.flush()
                     os.fsync(out.fileno())
                 if sha256 and found != sha256:
-                    raise other_digest(key if isinstance(source, bytes) else str(source), found, sha256)
+                    raise other_digest(str(source) if isinstance(source, Path) else key, found, sha256)
                 incoming.chmod(0o444)
                 try:
                     os.link(incoming, target)
@@ -157,6 +156,16 @@ class LocalStore:
             yield
         except OSError as error:
             raise unreachable(self.url, tried, error) from error
+
+
+def _write(source: Path | bytes | memoryview, out: BinaryIO, moved: Moved) -> str:
+    """Write everything; returns the digest of what was written."""
+    if isinstance(source, Path):
+        with source.open("rb") as data:
+            return _copy(data, out, moved)
+    out.write(source)
+    moved(len(source))
+    return hashlib.sha256(source).hexdigest()
 
 
 def _copy(source: BinaryIO, out: BinaryIO, moved: Moved) -> str:

@@ -84,7 +84,7 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def create(self, key: str, source: Path | bytes, *, sha256: str = "", moved: Moved = ...) -> None:
+    def create(self, key: str, source: Path | bytes | memoryview, *, sha256: str = "", moved: Moved = ...) -> None:
         """Store an object that must not change any more. The same bytes again are a no-op; an upload in parts that died is resumed.
 
         Args:

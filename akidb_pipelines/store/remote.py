@@ -177,13 +177,13 @@ class RemoteStore:
 
     # --- writing
 
-    def create(self, key: str, source: Path | bytes, *, sha256: str = "", moved: Moved = untold) -> None:
+    def create(self, key: str, source: Path | bytes | memoryview, *, sha256: str = "", moved: Moved = untold) -> None:
         """See ObjectStore."""
         try:
             if isinstance(source, Path) and (size := source.stat().st_size) > PART_BYTES:
                 self._create_in_parts(key, source, size, sha256, moved)
                 return
-            data = source.read_bytes() if isinstance(source, Path) else source
+            data = source.read_bytes() if isinstance(source, Path) else bytes(source)
         except OSError as error:
             raise unreachable(self.url, f"storing {key} from {source if isinstance(source, Path) else 'memory'}", error) from error
         found = hashlib.sha256(data).hexdigest()

@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import fcntl
 import hashlib
+import itertools
 import mmap
 import os
 import stat
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator
 DIGEST_BYTES = 32
 ZERO = bytes(DIGEST_BYTES)
 """Stands for a block of zeros, or a hole, in an array of digests. SHA-256 itself is never computed of those."""
-SEGMENT_BYTES = 4 << 20
+SEGMENT_BYTES = 2 << 20
 """Read at once: keeps an NVMe drive busy with two readers, and bounds memory."""
 
 _BLKFLSBUF, _BLKZEROOUT = 0x1261, 0x127F
@@ -42,7 +43,7 @@ def open_drive(path: str, *, write: bool = False) -> tuple[int, int]:
 
 def scan(
     path: str, block_bytes: int, previous: bytes, workers: int = 2
-) -> Iterator[tuple[int, int, list[tuple[int, bytes, bytes]]]]:
+) -> Iterator[tuple[int, int, list[tuple[int, bytes, memoryview]]]]:
     """Read a drive and find every block that is not as `previous` says.
 
     Args:
@@ -53,51 +54,51 @@ def scan(
 
     Yields:
         For each segment, in order: where it ends, how many bytes were read of it (holes are not), and its differing blocks: number,
-        digest, data (empty for zeros).
+        digest, data (empty for zeros). The data is lent: it changes once the next segment is asked for.
     """
     descriptor, size = open_drive(path)
     zeros = bytes(block_bytes)
     spare: collections.deque[mmap.mmap] = collections.deque()
 
-    def blocks_of(start: int) -> tuple[int, int, list[tuple[int, bytes, bytes]]]:
+    def read(start: int) -> tuple[int, list[tuple[int, bytes, memoryview]], mmap.mmap | None]:
         length = min(SEGMENT_BYTES, size - start)
         numbers = range(start // block_bytes, (start + length + block_bytes - 1) // block_bytes)
         if _is_hole(descriptor, start, length):
-            return start + length, 0, [(n, ZERO, b"") for n in numbers if _digest_at(previous, n) != ZERO]
+            return 0, [(n, ZERO, nothing) for n in numbers if _digest_at(previous, n) != ZERO], None
         try:
             buffer = spare.popleft()
         except IndexError:
             buffer = mmap.mmap(-1, SEGMENT_BYTES)
         found = []
-        with memoryview(buffer) as view:
-            _fill(descriptor, view[:length], start)
-            for number in numbers:
-                at = number * block_bytes - start
-                with view[at : min(at + block_bytes, length)] as block:
-                    # Looking at two bytes first spares a copy of nearly every block that is not zeros.
-                    if block[0] == block[-1] == 0 and bytes(block) == zeros[: len(block)]:
-                        digest, data = ZERO, False
-                    else:
-                        digest, data = hashlib.sha256(block).digest(), True
-                    if digest != _digest_at(previous, number):
-                        found.append((number, digest, bytes(block) if data else b""))
-        spare.append(buffer)
-        return start + length, length, found
+        view = memoryview(buffer)[:length]
+        _fill(descriptor, view, start)
+        for number in numbers:
+            at = number * block_bytes - start
+            block = view[at : at + block_bytes]
+            # Looking at two bytes first spares a copy of nearly every block that is not zeros.
+            if block[0] == block[-1] == 0 and bytes(block) == zeros[: len(block)]:
+                digest, block = ZERO, nothing
+            else:
+                digest = hashlib.sha256(block).digest()
+            if digest != _digest_at(previous, number):
+                found.append((number, digest, block))
+        return length, found, buffer
 
+    nothing = memoryview(b"")
     try:
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            waiting: collections.deque[concurrent.futures.Future[tuple[int, int, list[tuple[int, bytes, bytes]]]]] = (
-                collections.deque()
-            )
+            starts = iter(range(0, size, SEGMENT_BYTES))
+            waiting = collections.deque((start, pool.submit(read, start)) for start in itertools.islice(starts, 2 * workers))
             try:
-                for start in range(0, size, SEGMENT_BYTES):
-                    waiting.append(pool.submit(blocks_of, start))
-                    if len(waiting) > 2 * workers:
-                        yield waiting.popleft().result()
                 while waiting:
-                    yield waiting.popleft().result()
+                    start, future = waiting.popleft()
+                    length, found, buffer = future.result()
+                    waiting.extend((n, pool.submit(read, n)) for n in itertools.islice(starts, 1))
+                    yield min(start + SEGMENT_BYTES, size), length, found
+                    if buffer is not None:
+                        spare.append(buffer)
             finally:
-                for future in waiting:
+                for _, future in waiting:
                     future.cancel()
     finally:
         os.close(descriptor)

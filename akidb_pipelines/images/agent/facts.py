@@ -76,7 +76,7 @@ def _efi_entries(folder: str) -> list[str]:
         except OSError:
             continue
         if name.startswith("BootOrder-"):
-            order = "BootOrder: " + ",".join(f"{n:04X}" for (n,) in struct.iter_unpack("<H", value))
+            order = "BootOrder: " + ",".join(f"{n:04X}" for (n,) in struct.iter_unpack("<H", value[: len(value) // 2 * 2]))
         elif name.startswith("Boot") and name[8:9] == "-" and len(value) > 6:
             text = value[6:].decode("utf-16-le", "replace").partition("\0")[0]
             active = "*" if value[0] & 1 else ""
@@ -143,7 +143,8 @@ def _mounts(real: str) -> list[dict[str, Any]]:
             fields, kind = before.split(), after.split()
             if fields[2] in devices:
                 read_only = "ro" in fields[5].split(",") or "ro" in kind[2].split(",")
-                found.append({"path": fields[4].replace("\\040", " "), "kind": kind[0], "read_only": read_only})
+                path = fields[4].replace("\\040", " ")
+                found.append({"path": path, "kind": kind[0], "read_only": read_only, "device": fields[2]})
     for line in _text("/proc/swaps").splitlines()[1:]:
         path = line.split()[0]
         try:
@@ -151,7 +152,7 @@ def _mounts(real: str) -> list[dict[str, Any]]:
         except OSError:
             continue
         if _number(number) in devices:
-            found.append({"path": path, "kind": "swap", "read_only": False})
+            found.append({"path": path, "kind": "swap", "read_only": False, "device": _number(number)})
     return found
 
 

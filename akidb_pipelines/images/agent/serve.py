@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from akidb_pipelines.images.agent.drive import DIGEST_BYTES, ZERO, AgentError, scan, write_blocks
@@ -43,15 +44,25 @@ class Session:
                 head = self._source.read(4)
                 if len(head) < 4:
                     return
-                request = json.loads(self._exactly(struct.unpack("<I", head)[0]).decode())
+                text = self._exactly(struct.unpack("<I", head)[0])
                 try:
-                    reply = getattr(self, "do_" + request.pop("do"))(**request)
+                    verb, request = self._understood(text)
+                    reply = verb(**request)
                 except (AgentError, OSError) as error:
                     reply = {"error": str(error)}
                 self._reply(reply)
         finally:
             if self._freezer:
                 self._freezer.thaw()
+
+    def _understood(self, text: bytes) -> tuple[Callable[..., dict[str, Any]], dict[str, Any]]:
+        try:
+            request = json.loads(text.decode())
+            verb = getattr(self, "do_" + request.pop("do"))
+            inspect.signature(verb).bind(**request)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise AgentError(f"no request: {error!r}") from error
+        return verb, request
 
     def do_facts(self, drive: str, facts_root: str) -> dict[str, Any]:
         """See `facts`."""
