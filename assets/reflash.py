@@ -48,6 +48,11 @@ def reflash_device(context: dg.OpExecutionContext, config: ReflashConfig, image_
     """See the module."""
     report = logging(context)(config.device)
     with telling():
+        if not config.dry_run and config.confirm != config.device:
+            raise InputError(
+                f"reflash of {config.device}: confirm says {config.confirm!r}; nothing was written",
+                hint=f"set confirm to {config.device} if that is the device that you mean",
+            )
         planned = image_tools.plan(config.device, config.image, config.serial, report)
     context.log.info(
         f"{planned.image} onto {planned.drive}: {planned.write_blocks} blocks, {planned.write_bytes / 1e6:.1f} MB to write"
@@ -58,11 +63,6 @@ def reflash_device(context: dg.OpExecutionContext, config: ReflashConfig, image_
         _tell(context, planned, "planned; nothing was written", _plan_text(planned))
         return
     with telling():
-        if config.confirm != config.device:
-            raise InputError(
-                f"reflash of {config.device}: confirm says {config.confirm!r}; nothing was written",
-                hint=f"set confirm to {config.device} if that is the device that you mean",
-            )
         done, kept = image_tools.reflash(config.device, planned.image, config.serial, report, context.run_id)
     context.log.info(f"report: {kept}")
     _tell(context, planned, "written" if done.ok else "written, but not sound", done.markdown, seconds=done.seconds)
@@ -101,7 +101,8 @@ def _tell(context: dg.OpExecutionContext, planned: "ReflashPlan", outcome: str, 
 @dg.job(
     name="jetson_reflash",
     description="Write an image onto a Jetson's drive. Only plans unless dry_run is false and confirm repeats the device's name.",
-    tags={"pipeline": "jetson"},
+    # Writing a large drive takes hours, and nobody but a person starts it again.
+    tags={"pipeline": "jetson", "dagster/max_runtime": "86400", "dagster/max_retries": "0"},
 )
 def reflash_job() -> None:
     """One step."""

@@ -31,5 +31,6 @@ jetson_images_job = dg.define_asset_job(
     "jetson_images",
     selection=dg.AssetSelection.assets(jetson.CAPTURE, jetson.GOLDEN_IMAGE),
     description="Capture the drive of one Jetson for one month, check the image, make it golden.",
-    tags={"pipeline": "jetson"},
+    # The first image of a large drive takes hours.
+    tags={"pipeline": "jetson", "dagster/max_runtime": "86400"},
 )

@@ -108,7 +108,7 @@ def _tell_capture(captured: Captured) -> None:
 def images_restore(
     image: ImageArgument,
     to: Annotated[Path, typer.Option("--to", help="A new file, or a drive of this machine that nothing has mounted.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Replace a file that is there.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the file, or what the drive holds.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a whole image; every block is verified. A file appears when it is whole."""
@@ -141,6 +141,8 @@ def images_reflash(
     from akidb_pipelines.images.reflash import refused
     from akidb_pipelines.images.studio import device_reflash
 
+    if as_json and not (yes or only_plan):
+        raise InputError("--json asks nothing", hint="say --yes to write, or --plan to see what would be written")
     settings = Settings.load()
     inventory = open_inventory(settings)
     known = inventory.device(device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,9 +37,15 @@ class StoredPack:
     """A pack that is whole: it and its index are there."""
 
     name: str
-    size_bytes: int
+    pack_bytes: int
+    index_bytes: int
     stored_at: datetime
     """Of its index, which came last."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of both."""
+        return self.pack_bytes + self.index_bytes
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,27 @@ class BlockStore:
         self.store.create(index_key(pack.name), pack.index, sha256=pack.name)
         return len(pack.data) + len(pack.index)
 
-    def packs(self) -> list[StoredPack]:
-        """Every whole pack, newest first."""
+    def packs(self) -> list[tuple[StoredPack, Index]]:
+        """Every whole pack with its index, newest first. One that was cut short is none: its blocks are stored anew.
+
+        Raises:
+            IntegrityError: an index is damaged.
+        """
         found = {info.key: info for info in self.store.list(PREFIX)}
-        return sorted(_whole(found), key=lambda p: (p.stored_at, p.name), reverse=True)
+        listed = sorted(_whole(found), key=lambda p: (p.stored_at, p.name), reverse=True)
+        with ThreadPoolExecutor(_FETCHERS, thread_name_prefix="index") as pool:
+            indexes = pool.map(self.index, [p.name for p in listed])
+            return [(p, i) for p, i in zip(listed, indexes, strict=True) if i.pack_bytes == p.pack_bytes]
+
+    def names(self) -> set[str]:
+        """Of all whole packs, as they are listed now."""
+        return {p.name for p in _whole({info.key: info for info in self.store.list(PREFIX)})}
+
+    def halves(self) -> list[ObjectInfo]:
+        """Packs without an index, and indexes without a pack: what somebody who was killed has left."""
+        found = {info.key: info for info in self.store.list(PREFIX)}
+        whole = {p.name for p in _whole(found)}
+        return [info for key, info in found.items() if key.rpartition("/")[2].partition(".")[0] not in whole]
 
     def index(self, name: str) -> Index:
         """The index of a pack.
@@ -86,15 +109,9 @@ class BlockStore:
             write_whole(kept, data)
         return index
 
-    def indexes(self, packs: Iterable[StoredPack] | None = None) -> list[Index]:
-        """The indexes of all (or some) packs, newest first."""
-        listed = self.packs() if packs is None else packs
-        with ThreadPoolExecutor(_FETCHERS, thread_name_prefix="index") as pool:
-            return list(pool.map(self.index, [p.name for p in listed]))
-
     def table(self) -> BlockTable:
         """Where every stored block is."""
-        return BlockTable(self.indexes())
+        return BlockTable([index for _, index in self.packs()])
 
     def read(
         self, table: BlockTable, rows: NDArray[np.int64], broken: Callable[[IntegrityError], None] | None = None
@@ -159,7 +176,7 @@ def _whole(found: dict[str, ObjectInfo]) -> Iterator[StoredPack]:
     for key, info in found.items():
         if key.endswith(".index") and (pack := found.get(f"{key.removesuffix('.index')}.pack")):
             name = key.rpartition("/")[2].removesuffix(".index")
-            yield StoredPack(name, pack.size_bytes + info.size_bytes, info.modified_at)
+            yield StoredPack(name, pack.size_bytes, info.size_bytes, info.modified_at)
 
 
 def pack_key(name: str) -> str:

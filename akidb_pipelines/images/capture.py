@@ -102,29 +102,29 @@ class _Capture:
         self._blocks = block_count(self._facts.size_bytes)
         report(Progress("looking at what is stored"))
         self._parent = library.latest(request.name)
-        self._parent_digests = self._fitted(library.digests(self._parent)) if self._parent else self._fitted(b"")
         stored = library.blocks.packs()
-        indexes = library.blocks.indexes(stored)
-        self._packs = [pack.name for pack in stored]
-        self._table = BlockTable(indexes)
+        self._packs = [pack.name for pack, _ in stored]
+        self._table = BlockTable([index for _, index in stored])
         since = datetime.fromisoformat(self._parent.published_at) if self._parent else datetime.min.replace(tzinfo=UTC)
-        newer = [i for p, i in zip(stored, indexes, strict=True) if i.image == request.name and p.stored_at >= since]
-        self._digests = self._expected(newer)
+        self._digests = self._expected([i for p, i in stored if i.image == request.name and p.stored_at >= since])
         self._new: set[bytes] = set()
         self._new_bytes = 0
         self._frozen_seconds = 0.0
 
-    def _fitted(self, digests: bytes) -> bytes:
-        """An array of digests cut or filled to the drive's size."""
-        size = self._blocks * DIGEST_BYTES
-        return digests[:size].ljust(size, b"\0")
+    def _parent_digests(self) -> bytearray:
+        """The parent's digests, cut or filled to the drive's size; zeros without a parent."""
+        fitted = bytearray(self._blocks * DIGEST_BYTES)
+        if self._parent:
+            digests = memoryview(self._library.digests(self._parent))[: len(fitted)]
+            fitted[: len(digests)] = digests
+        return fitted
 
     def _expected(self, unreleased: Sequence[Index]) -> bytearray:
         """What the drive is thought to hold: the parent's blocks, and over them what a capture that died has stored since (newest first).
 
         Whatever lies in no pack any more is left out: the drive then differs there, and it is stored anew.
         """
-        expected = bytearray(self._parent_digests)
+        expected = self._parent_digests()
         for index in reversed(unreleased):
             for entry in index.entries[index.entries["number"] < self._blocks]:
                 at = int(entry["number"]) * DIGEST_BYTES
@@ -151,7 +151,7 @@ class _Capture:
         return bool(self._request.freeze_mounts or self._request.readonly_mounts)
 
     def _read(self, stage: str) -> None:
-        for piece in self._drive.scan(bytes(self._digests)):
+        for piece in self._drive.scan(self._digests):
             for found in piece.found:
                 at = found.number * DIGEST_BYTES
                 self._digests[at : at + DIGEST_BYTES] = found.digest
@@ -177,27 +177,30 @@ class _Capture:
         Raises:
             CheckError: they thawed before all was read.
         """
-        request = self._request
+        request, drive = self._request, self._drive
         begun = perf_counter()
-        self._drive.freeze(request.freeze_mounts, request.readonly_mounts, request.freeze_seconds)
+        drive.freeze(request.freeze_mounts, request.readonly_mounts, request.freeze_seconds)
         try:
+            first = drive.facts()
             self._read("reading what changed, frozen")
-            still = self._drive.thaw()
+            last = drive.facts()
+            still = drive.thaw()
         except BaseException:
-            self._drive.close()
+            drive.close()
             raise
         self._frozen_seconds = perf_counter() - begun
         if not still:
             raise CheckError(
-                f"drive {self._drive.name} thawed by itself after {request.freeze_seconds} s, before all of it was read",
+                f"drive {drive.name} thawed by itself within {request.freeze_seconds} s, before all of it was read",
                 hint="capture again: less has changed by now; if that does not help, raise akidb_freeze_seconds",
             )
+        mounts = (*first.mounts, *last.mounts)
         quiet = {*request.freeze_mounts, *request.readonly_mounts}
-        frozen = {m.device for m in self._facts.mounts if m.path in request.freeze_mounts}  # wherever else it is mounted, too
-        mounts = [m for m in self._facts.mounts if not (m.read_only or m.kind == "swap")]
-        others = [m.path for m in mounts if m.path not in quiet and m.device not in frozen]
-        if others:
+        frozen = {m.device for m in mounts if m.path in request.freeze_mounts}  # wherever else it is mounted, too
+        if others := sorted({m.path for m in mounts if not (m.read_only or m.path in quiet or m.device in frozen)}):
             return Mode.LIVE, f"{', '.join(others)} on it could be written while the rest was frozen"
+        if first.writes != last.writes:
+            return Mode.LIVE, "it was written while its file systems were frozen"
         return Mode.FROZEN, f"{', '.join(sorted(quiet))} frozen for {self._frozen_seconds:.1f} s"
 
     def _judged(self) -> tuple[Mode, str]:
@@ -220,9 +223,9 @@ class _Capture:
         Raises:
             IntegrityError: a pack that it counts on is gone.
         """
-        digests = bytes(self._digests)
-        self._expect_packs(digests)
-        counts, seconds = self._counts(digests), perf_counter() - self._begun
+        digests = self._digests
+        self._expect_packs()
+        counts, seconds = self._counts(), perf_counter() - self._begun
         parent = self._parent
         unchanged = parent and parent.record.period == str(self._request.period) and same_content(parent, digests)
         if parent and unchanged and (parent.record.mode.is_sound or not self.mode.is_sound):
@@ -259,23 +262,23 @@ class _Capture:
         self._report(Progress("releasing"))
         return Captured(self._library.publish(record, digests, self._request.run_id), True, counts, seconds)
 
-    def _expect_packs(self, digests: bytes) -> None:
+    def _expect_packs(self) -> None:
         """That every older pack it counts on is still there: a sweep of another machine may have been at work."""
-        rows = self._table.rows(digests_of(digests))
+        rows = self._table.rows(digests_of(self._digests))
         used = {self._packs[n] for n in np.unique(self._table.packs_of(rows[rows >= 0])).tolist()}
-        gone = used - {pack.name for pack in self._library.blocks.packs()}
+        gone = used - self._library.blocks.names()
         if gone:
             raise IntegrityError(
                 f"{len(gone)} packs that {self._request.name} counts on went while it was captured, such as {min(gone)[:16]}",
                 hint="capture again: what is missing is stored anew",
             )
 
-    def _counts(self, digests: bytes) -> Counts:
-        array = digests_of(digests)
+    def _counts(self) -> Counts:
+        array = digests_of(self._digests)
         return Counts(
             blocks=self._blocks,
             zero_blocks=int((array == np.void(ZERO)).sum()),
-            changed_blocks=int((array != digests_of(self._parent_digests)).sum()),
+            changed_blocks=int((array != digests_of(self._parent_digests())).sum()),
             read_bytes=self._drive.read_bytes,
             new_bytes=self._new_bytes,
             stored_bytes=self._stored_bytes,

@@ -133,12 +133,13 @@ class Drive(Protocol):
         """What is known of it now, without reading its contents."""
         ...
 
-    def scan(self, previous: bytes, *, data: bool = True) -> Iterator[Scanned]:
+    def scan(self, previous: bytes | bytearray, *, data: bool = True, size_bytes: int | None = None) -> Iterator[Scanned]:
         """Read all of it, piece by piece; finds every block that is not as `previous` says.
 
         Args:
-            previous: 32 bytes a block, zeros for a block of zeros; may be short or empty.
+            previous: 32 bytes a block, zeros for a block of zeros; may be short or empty. What was yielded may be changed in it.
             data: whether the blocks themselves are wanted, not only their digests.
+            size_bytes: how much of it counts; default: all.
         """
         ...
 
@@ -206,10 +207,10 @@ class LocalDrive:
         with self._telling("looking at it"):
             return DriveFacts.parse(facts.facts(str(self.path), self._facts_root))
 
-    def scan(self, previous: bytes, *, data: bool = True) -> Iterator[Scanned]:
+    def scan(self, previous: bytes | bytearray, *, data: bool = True, size_bytes: int | None = None) -> Iterator[Scanned]:
         """See Drive."""
         with self._telling("reading it"):
-            for position, read, blocks in drive.scan(os.path.realpath(self.path), BLOCK_BYTES, previous):
+            for position, read, blocks in drive.scan(os.path.realpath(self.path), BLOCK_BYTES, previous, size_bytes):
                 self.read_bytes += read
                 yield Scanned(position, tuple(Found(*block) for block in blocks))
 

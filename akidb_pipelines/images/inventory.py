@@ -231,7 +231,7 @@ class _Reader:
             options=options,
             certificate_command=str(told.get("akidb_certificate_command", "")),
             python=str(told.get("ansible_python_interpreter", "python3")),
-            become=bool(told.get("ansible_become", False)),
+            become=str(told.get("ansible_become", False)).lower() in ("true", "yes", "1", "on"),
         )
 
     def _options(self, host: str, arguments: str) -> Iterator[tuple[str, str]]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from akidb_pipelines.errors import CheckError, InputError
-from akidb_pipelines.files import is_dead, scratch_folder
+from akidb_pipelines.files import scratch_folder
 from akidb_pipelines.images.block_store import BlockStore
 from akidb_pipelines.images.image import (
     DIGESTS,
@@ -34,8 +34,6 @@ from akidb_pipelines.store.registry import Registry, open_registry
 
 _LEASES = "images/leases/"
 _PRUNING = "images/sweeping.json"
-YOUNG_LEASE = timedelta(hours=24)
-"""While a lease that was not given back is younger, no pack is swept: its holder may count on any of them."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,25 @@ class Library:
 
     # --- finding
 
-    def images(self, name: str = "") -> list[Image]:
-        """Every image (of a name), oldest first."""
-        index = self.registry.index()
+    def images(self, name: str = "", index: Index | None = None) -> list[Image]:
+        """Every image (of a name), oldest first.
+
+        Args:
+            name: empty for all.
+            index: what is released; default: as a client sees it now.
+        """
+        index = index or self.registry.index()
         names = [name] if name else [n for kind in index.kinds() if (n := image_name(kind))]
         return [self._image(index, entry) for n in names for entry in index.of(kind_of(n))]
+
+    def released(self) -> list[Image]:
+        """Every image, for whoever removes what no image needs: a registry that cannot be read is never an empty one.
+
+        Raises:
+            InputError: there is no registry.
+            IntegrityError: its metadata is gone, or does not verify.
+        """
+        return self.images(index=self.publisher.state().index)
 
     def find(self, text: str) -> Image:
         """The image that a text names, see ImageRef.
@@ -118,7 +130,7 @@ class Library:
 
     # --- changing
 
-    def publish(self, record: Record, digests: bytes, run_id: str = "") -> Image:
+    def publish(self, record: Record, digests: bytes | bytearray, run_id: str = "") -> Image:
         """Release a capture.
 
         Raises:
@@ -173,12 +185,9 @@ class Library:
             BusyError: somebody else does, or sweeps.
         """
         with self._holding(f"{_LEASES}{what}.json", purpose, run_id) as held:
-            if self._is_held(_PRUNING):
-                sweeper = read(self.registry.channels, _PRUNING)
-                raise BusyError(
-                    f"{purpose}: packs are being swept: {sweeper}",
-                    hint="try again when that has ended; of one that died, once `akidb-pipelines images prune` ran to its end",
-                )
+            sweeper = read(self.registry.channels, _PRUNING)
+            if sweeper and not sweeper.is_free(datetime.now(UTC)):
+                raise BusyError(f"{purpose}: packs are being swept: {sweeper}", hint="try again when that has ended")
             yield held
 
     @contextmanager
@@ -189,22 +198,18 @@ class Library:
             BusyError: somebody does, or died at it less than a day ago.
         """
         with self._holding(_PRUNING, purpose, "") as held:
+            now = datetime.now(UTC)
             for info in self.registry.channels.list(_LEASES):
-                if self._is_held(info.key):
+                lease = read(self.registry.channels, info.key)
+                if lease and lease.may_be_at_work(now):
                     raise BusyError(
-                        f"{purpose}: somebody is at work: {read(self.registry.channels, info.key)}",
+                        f"{purpose}: somebody is at work: {lease}",
                         hint="run it again when that has ended; of a dead one, when its device was captured again, or a day after",
                     )
             yield held
 
     def _holding(self, key: str, purpose: str, run_id: str) -> AbstractContextManager[Held]:
         return hold(self.registry.channels, purpose, run_id, key=key, patience_s=0)
-
-    def _is_held(self, key: str) -> bool:
-        lease = read(self.registry.channels, key)
-        if lease is None or lease.released or is_dead(lease.process):
-            return False
-        return datetime.now(UTC) - datetime.fromisoformat(lease.taken_at) < YOUNG_LEASE
 
 
 def same_content(image: Image, digests: bytes | bytearray) -> bool:

@@ -24,8 +24,11 @@ from akidb_pipelines.images.drives import BLOCK_BYTES, ZERO
 from akidb_pipelines.images.library import Library
 from akidb_pipelines.images.packs import BlockTable, Index, Packer, digests_of
 from akidb_pipelines.progress import Progress, Report
+from akidb_pipelines.store.objects import ObjectInfo
 
 GRACE = timedelta(days=14)
+_BATCH = 200
+"""So many objects go between two looks at whether the lease is still ours."""
 LEAST_LIVE = 0.6
 """A pack of which less is needed is packed anew."""
 
@@ -50,6 +53,8 @@ class Pruned:
     removed_bytes: int
     repacked_bytes: int
     """Written to new packs."""
+    halves: int = 0
+    """Packs without an index, and indexes without a pack, that somebody who was killed had left."""
 
 
 def decide(
@@ -102,28 +107,41 @@ def prune(library: Library, *, dry_run: bool = False, grace: timedelta = GRACE, 
 
     Raises:
         BusyError: somebody captures or reflashes.
-        IntegrityError: an image's digests, or a pack, is damaged; nothing is removed while that is so.
+        InputError: there are packs and no registry.
+        IntegrityError: the registry's metadata is gone; an image's digests, or a pack, is damaged; nothing is removed while that is so.
     """
     if dry_run:
         sweeps = _survey(library, grace, report)[0]
-        return Pruned(tuple(sweeps), sum(s.pack.size_bytes for s in sweeps if s.action == "remove"), 0)
+        halves = _old_halves(library, grace)
+        removed = sum(s.pack.size_bytes for s in sweeps if s.action == "remove") + sum(h.size_bytes for h in halves)
+        return Pruned(tuple(sweeps), removed, 0, len(halves))
     with library.sweeping("sweeping packs") as held:
         sweeps, indexes, live = _survey(library, grace, report)
         repacked = _repack(library, [i for s, i in zip(sweeps, indexes, strict=True) if s.action == "repack"], live, report)
         gone = [s.pack for s in sweeps if s.action == "remove"]
-        held.check()
+        halves = _old_halves(library, grace)
         report(Progress(f"removing {len(gone)} packs"))
         # The index first: a pack without one does not count, and nobody finds half of it.
-        library.blocks.store.delete(index_key(p.name) for p in gone)
-        library.blocks.store.delete(pack_key(p.name) for p in gone)
-    return Pruned(tuple(sweeps), sum(p.size_bytes for p in gone), repacked)
+        keys = [*(h.key for h in halves), *(index_key(p.name) for p in gone), *(pack_key(p.name) for p in gone)]
+        for start in range(0, len(keys), _BATCH):
+            held.check()
+            library.blocks.store.delete(keys[start : start + _BATCH])
+    removed = sum(p.size_bytes for p in gone) + sum(h.size_bytes for h in halves)
+    return Pruned(tuple(sweeps), removed, repacked, len(halves))
+
+
+def _old_halves(library: Library, grace: timedelta) -> list[ObjectInfo]:
+    now = datetime.now(UTC)
+    return [info for info in library.blocks.halves() if now - info.modified_at >= grace]
 
 
 def _survey(library: Library, grace: timedelta, report: Report) -> tuple[list[Sweep], list[Index], NDArray[np.void]]:
     report(Progress("looking at images and packs"))
-    packs = library.blocks.packs()
-    indexes = library.blocks.indexes(packs)
-    arrays = [np.unique(_as_bytes(digests_of(library.digests(image)))) for image in library.images()]
+    stored = library.blocks.packs()
+    packs, indexes = [pack for pack, _ in stored], [index for _, index in stored]
+    # Whoever sweeps must have seen what is released: a registry that is gone would make all packs look useless.
+    images = library.released() if packs else []
+    arrays = [np.unique(_as_bytes(digests_of(library.digests(image)))) for image in images]
     merged = np.unique(np.concatenate(arrays)) if arrays else np.zeros(0, "S32")
     live = np.frombuffer(merged.tobytes(), "V32")
     live = live[live != np.void(ZERO)]

@@ -78,12 +78,12 @@ class RemoteDrive:
         """See Drive."""
         return DriveFacts.parse(self._ask("looking at it", do="facts", drive=self._path, facts_root=self._facts_root))
 
-    def scan(self, previous: bytes, *, data: bool = True) -> Iterator[Scanned]:
+    def scan(self, previous: bytes | bytearray, *, data: bool = True, size_bytes: int | None = None) -> Iterator[Scanned]:
         """See Drive."""
         tried = "reading it"
         process = self._open()
         known = self._last is not None and self._last == previous
-        request = {"do": "scan", "drive": self._path, "block_bytes": BLOCK_BYTES, "data": data}
+        request = {"do": "scan", "drive": self._path, "block_bytes": BLOCK_BYTES, "data": data, "size_bytes": size_bytes}
         self._send(tried, request | {"previous_bytes": None if known else len(previous)}, b"" if known else previous)
         last = bytearray(previous)
         found: list[Found] = []
@@ -161,12 +161,12 @@ class RemoteDrive:
         self._send(tried, request)
         return self._reply(process, tried)
 
-    def _send(self, tried: str, request: dict[str, Any], more: bytes = b"") -> None:
+    def _send(self, tried: str, request: dict[str, Any], more: bytes | bytearray = b"") -> None:
         process = self._open()
         text = json.dumps(request).encode()
         self._write(process, tried, _LENGTH.pack(len(text)) + text, more)
 
-    def _write(self, process: Process, tried: str, *parts: bytes) -> None:
+    def _write(self, process: Process, tried: str, *parts: bytes | bytearray) -> None:
         try:
             for part in parts:
                 process.write(part, PATIENCE_S)

@@ -107,11 +107,11 @@ def restore(library: Library, image: Image, target: Path, *, replace: bool = Fal
     Args:
         library, image: what.
         target: a new file, or a block device.
-        replace: whether a file that is there may be replaced.
+        replace: whether a file that is there, or what a drive holds, may be replaced.
         report: told the progress.
 
     Raises:
-        InputError: the file is there already, or the drive is too small.
+        InputError: the file, or a drive, is there and must not be replaced; or the drive is too small.
         IntegrityError: a block is damaged or gone.
         OutsideError: no room, no permission, or the drive is mounted.
     """
@@ -119,21 +119,21 @@ def restore(library: Library, image: Image, target: Path, *, replace: bool = Fal
     content = content_of(library, image)
     content.expect_whole()
     size = image.record.size_bytes
+    if target.exists() and not (replace and (target.is_file() or target.is_block_device())):
+        raise InputError(f"{target} is there already", hint="choose another, or say --replace: what it holds is lost")
     if target.is_block_device():
         drive = LocalDrive(target)
         if (found := drive.facts().size_bytes) < size:
             raise InputError(f"{target} has {found:,} bytes, the image {size:,}", hint="choose a drive that is no smaller")
-        written = drive.write(_all_blocks(content, report, zeros=True)).written_bytes
+        written = drive.write(in_safe_order(content, np.arange(len(content.rows)), report)).written_bytes
         if len(differing(drive, content, report, "reading all of it again")):
             raise IntegrityError(f"drive {target} does not hold what was written to it", hint="the drive is failing: replace it")
         return Restored(str(target), size, written, perf_counter() - started)
-    if target.exists() and not (replace and target.is_file()):
-        raise InputError(f"{target} is there already", hint="choose another name, or say --replace")
     part = target.parent / f".{target.name}-{secrets.token_hex(4)}.part"
     try:
         with part.open("xb") as made:
             os.truncate(made.fileno(), size)
-        written = LocalDrive(part).write(_all_blocks(content, report, zeros=False)).written_bytes
+        written = LocalDrive(part).write(_blocks(content, np.flatnonzero(content.rows >= 0), report)).written_bytes
         part.replace(target)
         sync_folder(target.parent)
     except OSError as error:
@@ -143,15 +143,29 @@ def restore(library: Library, image: Image, target: Path, *, replace: bool = Fal
     return Restored(str(target), size, written, perf_counter() - started)
 
 
-def _all_blocks(content: Content, report: Report, *, zeros: bool) -> Iterator[Block]:
-    """Every block of an image, for a target that holds nothing of use."""
-    numbers = np.flatnonzero(content.rows >= 0)
-    for done, (number, data) in enumerate(content.blocks(numbers)):
-        yield number, len(data), data
-        if done % 256 == 0:
-            report(Progress("writing", done * BLOCK_BYTES, len(numbers) * BLOCK_BYTES, in_bytes=True))
-    for number in np.flatnonzero(content.rows < 0).tolist() if zeros else ():
+def _blocks(content: Content, numbers: NDArray[np.int64], report: Report) -> Iterator[Block]:
+    """Some blocks: zeros first, then the others in the order they are stored in."""
+    total = len(numbers) * BLOCK_BYTES
+    zero = content.rows[numbers] < 0
+    done = 0
+    for number in numbers[zero].tolist():
         yield number, content.length(number), b""
+        done += 1
+    for number, data in content.blocks(numbers[~zero]):
+        yield number, len(data), data
+        done += 1
+        if done % 64 == 0:
+            report(Progress("writing", done * BLOCK_BYTES, total, in_bytes=True))
+    if total:
+        report(Progress("writing", total, total, in_bytes=True))
+
+
+def in_safe_order(content: Content, numbers: NDArray[np.int64], report: Report) -> Iterator[Block]:
+    """Blocks for a drive: the first, with the partition table, cleared before all others and written after them."""
+    yield 0, content.length(0), b""
+    yield from _blocks(content, numbers[numbers != 0], report)
+    if content.rows[0] >= 0:
+        yield from _blocks(content, np.zeros(1, np.int64), lambda _: None)
 
 
 @dataclass(frozen=True)
@@ -196,7 +210,7 @@ def differing(drive: Drive, content: Content, report: Report = lambda _: None, s
     """Numbers of the blocks in which a drive is not as an image; what lies behind the image's end is left out."""
     size = content.image.record.size_bytes
     numbers: list[int] = []
-    for piece in drive.scan(content.digests.tobytes(), data=False):
-        numbers += [found.number for found in piece.found if found.number < len(content.digests)]
-        report(Progress(stage, min(piece.position, size), size, in_bytes=True))
+    for piece in drive.scan(content.digests.tobytes(), data=False, size_bytes=size):
+        numbers += [found.number for found in piece.found]
+        report(Progress(stage, piece.position, size, in_bytes=True))
     return np.asarray(numbers, np.int64)

@@ -42,7 +42,8 @@ class Connection:
         Raises:
             OutsideError: ssh is not installed, or there is no certificate to be had.
         """
-        renew_certificate(self.host)
+        for host in self._hosts():
+            renew_certificate(host)
         folder = tempfile.TemporaryDirectory(prefix="akidb-ssh-")
         config, complaints = Path(folder.name) / "config", Path(folder.name) / "stderr"
         config.write_text(self.config(), encoding="utf-8")
@@ -50,7 +51,7 @@ class Connection:
         try:
             with complaints.open("wb") as told:
                 process = subprocess.Popen(
-                    ["ssh", "-F", str(config), "-T", self.host.name, shlex.join(remote)],
+                    ["ssh", "-F", str(config), "-T", "--", self.host.name, shlex.join(remote)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=told,
@@ -62,11 +63,16 @@ class Connection:
 
     def config(self) -> str:
         """The text of ssh_config(5) for this host, and for those that it jumps through."""
-        hosts = [self.host]
-        for jump in self.host.option("ProxyJump").split(","):
-            if jump in self.others:
-                hosts.append(self.others[jump])
-        return "\n".join(_section(host) for host in hosts)
+        return "\n".join(_section(host) for host in self._hosts())
+
+    def _hosts(self) -> list[Host]:
+        jumps = [jump for jump in self.host.option("ProxyJump").split(",") if jump not in ("", "none")]
+        if unknown := [jump for jump in jumps if jump not in self.others]:
+            raise InputError(
+                f"{self.host.name}: ProxyJump {unknown[0]!r} is no host of the inventory, so its key is not pinned",
+                hint="make it a host of the inventory, with its address, user and port there, and name it",
+            )
+        return [self.host, *(self.others[jump] for jump in jumps)]
 
 
 def _section(host: Host) -> str:
@@ -83,7 +89,7 @@ def _section(host: Host) -> str:
         first |= {"UserKnownHostsFile": _quoted(host.known_hosts), "GlobalKnownHostsFile": "/dev/null"}
     if host.key_file:
         first |= {"IdentityFile": _quoted(host.key_file), "IdentitiesOnly": "yes"}
-    told = [(name, _quoted(value) if "/" in value else value) for name, value in host.options]
+    told = [(name, f'"{value}"' if "/" in value else value) for name, value in host.options]
     last = {
         "ConnectTimeout": 15,
         # A connection that died without a word is noticed within a quarter of a minute.
@@ -96,7 +102,7 @@ def _section(host: Host) -> str:
 
 
 def _quoted(path: str) -> str:
-    return f'"{path}"'
+    return '"' + path.replace("%", "%%") + '"'
 
 
 def renew_certificate(host: Host) -> None:
@@ -114,7 +120,7 @@ def renew_certificate(host: Host) -> None:
             shlex.split(host.certificate_command), capture_output=True, text=True, timeout=_COMMAND_SECONDS, check=False
         )
         found = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise OutsideError(f"{tried}: {error}", hint="akidb_certificate_command of the inventory must be a program") from error
     if done.returncode or not _is_valid(Path(certificate)):
         raise OutsideError(f"{tried}: {found}", hint=f"run it by hand; it must write {certificate}, and clocks must agree")
@@ -168,7 +174,7 @@ class Process:
         del self._arrived[:size]
         return data
 
-    def write(self, data: bytes, patience_s: float) -> None:
+    def write(self, data: bytes | bytearray, patience_s: float) -> None:
         """Give it input.
 
         Raises:

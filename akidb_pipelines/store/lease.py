@@ -24,6 +24,8 @@ KEY = "lease.json"
 LIFETIME = timedelta(minutes=15)
 PATIENCE_S = 600.0
 """How long a publisher waits for another one."""
+YOUNG = timedelta(hours=24)
+"""While a lease that was not given back is younger, nothing is collected or swept: its holder may still be alive somewhere."""
 _RENEW_EVERY_S = 240.0
 _POLL_S = 1.0
 
@@ -54,6 +56,12 @@ class Lease:
         clock is so far ahead that it would never run out."""
         end = datetime.fromisoformat(self.expires_at)
         return self.released or not now < end < now + 2 * LIFETIME or is_dead(self.process)
+
+    def may_be_at_work(self, now: datetime) -> bool:
+        """Whether its holder may still count on what there is: it holds it, or let it run out less than a day ago and may only sleep."""
+        if self.released or is_dead(self.process):
+            return False
+        return not self.is_free(now) or now - datetime.fromisoformat(self.taken_at) < YOUNG
 
     def __str__(self) -> str:
         return f"{self.purpose} (run {self.run_id}, process {self.process}, until {self.expires_at})"

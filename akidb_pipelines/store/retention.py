@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from akidb_pipelines.store.index import Entry, Index
-from akidb_pipelines.store.lease import BusyError, read
+from akidb_pipelines.store.lease import YOUNG, BusyError, read
 from akidb_pipelines.store.manifest import blob_key, release_key
 from akidb_pipelines.store.metadata import METADATA, TARGETS, State, live_keys, named_by
 from akidb_pipelines.store.objects import ObjectInfo, ObjectStore, Upload
@@ -28,8 +28,6 @@ GRACE = timedelta(days=7)
 _BATCH = 200
 """So many objects go between two looks at whether the lease and the commit still stand."""
 _VERSIONED = re.compile(rf"{METADATA}(\d+)\.(targets|snapshot)\.json")
-YOUNG_LEASE = timedelta(hours=24)
-"""While a lease that was not given back is younger, nothing is collected: its holder may still be alive somewhere."""
 
 
 @dataclass(frozen=True)
@@ -216,10 +214,10 @@ def collect(publisher: Publisher, *, dry_run: bool = False, report: Callable[[st
         state = publisher.state()
         return survey(registry, state.index, state, now)
     holder = read(registry.channels)
-    if holder and not holder.released and now - datetime.fromisoformat(holder.taken_at) < YOUNG_LEASE:
+    if holder and not holder.released and now - datetime.fromisoformat(holder.taken_at) < YOUNG:
         raise BusyError(
             f"registry {registry.url}: {holder} did not give its lease back",
-            hint=f"run it again when that publisher has ended; of a dead one, {YOUNG_LEASE.total_seconds() / 3600:.0f} hours after",
+            hint=f"run it again when that publisher has ended; of a dead one, {YOUNG.total_seconds() / 3600:.0f} hours after",
         )
     with publisher.editing("collecting garbage") as edit:
         found = survey(registry, edit.index, edit.state, now)

@@ -42,7 +42,7 @@ def open_drive(path: str, *, write: bool = False) -> tuple[int, int]:
 
 
 def scan(
-    path: str, block_bytes: int, previous: bytes, workers: int = 2
+    path: str, block_bytes: int, previous: bytes | bytearray, size_bytes: int | None = None, workers: int = 2
 ) -> Iterator[tuple[int, int, list[tuple[int, bytes, memoryview]]]]:
     """Read a drive and find every block that is not as `previous` says.
 
@@ -50,6 +50,7 @@ def scan(
         path: a block device or a file.
         block_bytes: of a block; the last one may be shorter.
         previous: digests of all blocks, 32 bytes each, ZERO for zeros; short or empty where nothing is known.
+        size_bytes: how much of it counts; default: all.
         workers: so many segments are read and hashed at once.
 
     Yields:
@@ -57,6 +58,7 @@ def scan(
         digest, data (empty for zeros). The data is lent: it changes once the next segment is asked for.
     """
     descriptor, size = open_drive(path)
+    size = size if size_bytes is None else min(size, size_bytes)
     zeros = bytes(block_bytes)
     spare: collections.deque[mmap.mmap] = collections.deque()
 
@@ -104,8 +106,8 @@ def scan(
         os.close(descriptor)
 
 
-def _digest_at(digests: bytes, number: int) -> bytes:
-    return digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES] or ZERO
+def _digest_at(digests: bytes | bytearray, number: int) -> bytes:
+    return bytes(digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]) or ZERO
 
 
 def _is_hole(descriptor: int, start: int, length: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import stat
@@ -28,7 +30,9 @@ def facts(drive: str, root: str) -> dict[str, Any]:
         raise AgentError(f"drive {drive}: {error.strerror}") from None
     os.close(descriptor)
     mode = os.stat(real).st_mode
-    system = os.path.join(root, "sys/class/block", os.path.basename(drive), "device")
+    block = os.path.join(root, "sys/class/block")
+    names = (os.path.basename(drive), os.path.basename(real))  # of /dev/disk/by-id/... the kernel knows only the latter
+    system = os.path.join(next((p for n in names if os.path.isdir(p := os.path.join(block, n))), block), "device")
     return {
         "size_bytes": size,
         "board_spec": _setting(os.path.join(root, "etc/nv_boot_control.conf"), "TNSPEC"),
@@ -40,7 +44,7 @@ def facts(drive: str, root: str) -> dict[str, Any]:
         "efi_entries": _efi_entries(os.path.join(root, "sys/firmware/efi/efivars")),
         "partitions": _partitions(real),
         "mounts": _mounts(real),
-        "in_use": stat.S_ISBLK(mode) and _is_in_use(real),
+        "in_use": _is_in_use(real, is_drive=stat.S_ISBLK(mode)),
         "writes": _writes(real),
     }
 
@@ -62,7 +66,10 @@ def _setting(path: str, name: str) -> str:
 
 
 def _efi_entries(folder: str) -> list[str]:
-    """Boot entries by the layout of the UEFI specification (3.1.3, EFI_LOAD_OPTION), in their order, which comes first."""
+    """Boot entries by the layout of the UEFI specification (3.1.3, EFI_LOAD_OPTION), after their order.
+
+    In brackets stands all of each, in hex: from that it can be made anew.
+    """
     entries: list[str] = []
     order = ""
     try:
@@ -80,7 +87,7 @@ def _efi_entries(folder: str) -> list[str]:
         elif name.startswith("Boot") and name[8:9] == "-" and len(value) > 6:
             text = value[6:].decode("utf-16-le", "replace").partition("\0")[0]
             active = "*" if value[0] & 1 else ""
-            entries.append(f"{name[:8]}{active} {text}")
+            entries.append(f"{name[:8]}{active} {text} [{value.hex()}]")
     return ([order] if order else []) + entries
 
 
@@ -156,12 +163,21 @@ def _mounts(real: str) -> list[dict[str, Any]]:
     return found
 
 
-def _is_in_use(real: str) -> bool:
-    """Whether the kernel lets nobody have the drive for himself: mounted, perhaps where this process cannot see it."""
+def _is_in_use(real: str, *, is_drive: bool) -> bool:
+    """Whether the kernel lets nobody have it for himself: a drive that is mounted, perhaps where this process cannot see it; a file that
+    somebody has open for writing."""
     try:
-        os.close(os.open(real, os.O_RDONLY | os.O_EXCL))
+        descriptor = os.open(real, os.O_RDONLY | (os.O_EXCL if is_drive else 0))
     except OSError:
-        return True
+        return is_drive
+    try:
+        if not is_drive:
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN  # other answers: leases are not to be had here
+    finally:
+        os.close(descriptor)
     return False
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import select
 import signal
+import threading
 from collections.abc import Sequence
 
 from akidb_pipelines.images.agent.drive import AgentError
@@ -56,6 +58,45 @@ class Freezer:
         return last == b"thawed as told\n"
 
 
+class _Undo:
+    """What was frozen or made read-only, to be put back once, by whoever comes first: the end, or the timer."""
+
+    def __init__(self, libc: ctypes.CDLL, seconds: int) -> None:
+        self._libc, self._lock = libc, threading.Lock()
+        self._kept: list[tuple[int | None, int, str]] = []
+        self._expired = False
+        self.whole = True
+        """Whether everything was as we left it until it was put back in time."""
+        # It runs from before the first: freezing itself waits for whoever writes.
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.start()
+
+    def keep(self, frozen: int | None, flags: int, path: str) -> None:
+        """Remember one: a frozen file system's descriptor, or the flags that a mount had."""
+        with self._lock:
+            self._kept.append((frozen, flags, path))
+        if self._expired:
+            raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+
+    def put_back(self) -> None:
+        """Put everything back. What somebody else has thawed meanwhile keeps nothing else from it."""
+        self._timer.cancel()
+        with self._lock:
+            while self._kept:
+                frozen, flags, path = self._kept.pop()
+                try:
+                    if frozen is not None:
+                        fcntl.ioctl(frozen, _FITHAW, 0)
+                    elif self._libc.mount(None, path.encode(), None, _MS_REMOUNT | flags, None) != 0:
+                        self.whole = False
+                except OSError:
+                    self.whole = False
+
+    def _expire(self) -> None:
+        self._expired, self.whole = True, False
+        self.put_back()
+
+
 def _freeze(mounts: Sequence[str], read_only: Sequence[str], seconds: int, control: int, told: int) -> None:
     """The freezing process, from its first moment to its last."""
     os.setsid()
@@ -66,28 +107,29 @@ def _freeze(mounts: Sequence[str], read_only: Sequence[str], seconds: int, contr
         os.dup2(nothing, standard)
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlockall(_MCL_CURRENT_AND_FUTURE) != 0:
-        os.write(told, b"memory cannot be locked, so nothing is frozen: %s\n" % os.strerror(ctypes.get_errno()).encode())
+        _say(told, f"memory cannot be locked, so nothing is frozen: {os.strerror(ctypes.get_errno())}")
         return
-    undo: list[tuple[int | None, int, str]] = []
-    asked = False
-    path = ""
+    undo = _Undo(libc, seconds)
+    path, asked = "", False
     try:
         for path in read_only:
             flags = os.statvfs(path).f_flag & _KEPT  # a remount takes away what it is not told
             if libc.mount(None, path.encode(), None, _MS_REMOUNT | _MS_RDONLY | flags, None) != 0:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            undo.append((None, flags, path))
+            undo.keep(None, flags, path)
         for path in mounts:
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.ioctl(folder, _FIFREEZE, 0)
-            undo.append((folder, 0, path))
-        os.write(told, b"frozen\n")
+            undo.keep(folder, 0, path)
+        _say(told, "frozen")
         asked = bool(select.select([control], [], [], seconds)[0])
     except OSError as error:
-        os.write(told, f"{path} cannot be frozen: {error.strerror}\n".encode())
-    for frozen, flags, path in reversed(undo):
-        if frozen is None:
-            libc.mount(None, path.encode(), None, _MS_REMOUNT | flags, None)
-        else:
-            fcntl.ioctl(frozen, _FITHAW, 0)
-    os.write(told, b"thawed as told\n" if asked else b"thawed because its time was up\n")
+        _say(told, f"{path} cannot be frozen: {error.strerror}")
+    finally:
+        undo.put_back()
+    _say(told, "thawed as told" if asked and undo.whole else "thawed too early")
+
+
+def _say(told: int, text: str) -> None:
+    with contextlib.suppress(OSError):  # whoever asked is gone: what is frozen must be thawed all the same
+        os.write(told, f"{text}\n".encode())

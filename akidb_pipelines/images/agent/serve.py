@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import signal
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,14 @@ SO_FAR = 2**64 - 2
 POSITION = struct.Struct("<QQ16x")
 _FLUSH_BYTES = 64 << 20
 """The other side hears at least so often that the drive is still being read."""
+
+
+_PATIENCE_S = 600
+"""So long nothing may come while blocks are to be written."""
+
+
+def _given_up(_: int, __: object) -> None:
+    raise SystemExit(f"nothing came for {_PATIENCE_S} s")
 
 
 class Session:
@@ -68,12 +77,14 @@ class Session:
         """See `facts`."""
         return facts(drive, facts_root)
 
-    def do_scan(self, drive: str, block_bytes: int, previous_bytes: int | None, data: bool) -> dict[str, Any]:
+    def do_scan(
+        self, drive: str, block_bytes: int, previous_bytes: int | None, data: bool, size_bytes: int | None
+    ) -> dict[str, Any]:
         """Send every block that is not as the digests that follow the request say (None: as the last scan left them)."""
         if previous_bytes is not None:
             self._last = bytearray(self._exactly(previous_bytes))
         try:
-            for position, read, blocks in scan(os.path.realpath(drive), block_bytes, bytes(self._last)):
+            for position, read, blocks in scan(os.path.realpath(drive), block_bytes, self._last, size_bytes):
                 for number, digest, content in blocks:
                     end = (number + 1) * DIGEST_BYTES
                     self._last.extend(bytes(max(0, end - len(self._last))))
@@ -112,9 +123,13 @@ class Session:
         return {"checks": check(drive, partitions)}
 
     def _records(self) -> Iterator[tuple[int, int, bytes]]:
+        signal.signal(signal.SIGALRM, _given_up)
         while True:
+            # A connection may be dead without a word; until we end, the drive is ours and nobody else can write it.
+            signal.alarm(_PATIENCE_S)
             number, length, digest = RECORD.unpack(self._exactly(RECORD.size))
             if number == END:
+                signal.alarm(0)
                 return
             if digest == ZERO:
                 yield number, length, b""
