@@ -1,4 +1,4 @@
-"""Jetson images inside Dagster: a month captured, checked and made golden in the lab; what ops see when it cannot be; the guarded reflash."""
+"""Jetson images inside Dagster: a month captured, checked and made golden in the lab; the guarded reflash."""
 
 from __future__ import annotations
 
