@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 PYTEST_ARGS ?=
 REPEAT ?= 5
-CHAOS := $(addprefix tests/store/test_,faults.py kills.py attacks.py lease.py retention.py pull.py)
+CHAOS := $(addprefix tests/store/test_,faults.py kills.py attacks.py lease.py retention.py pull.py) \
+	$(addprefix tests/images/test_,faults.py kills.py)
 
 .PHONY: help setup setup-dev run ui test test-all lint chaos bench lock clean
 

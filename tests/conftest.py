@@ -19,6 +19,7 @@ from akidb_pipelines.fixtures.weekly import Workshop, open_workshop
 from akidb_pipelines.fixtures.world import Request
 from akidb_pipelines.periods import Week
 from akidb_pipelines.settings import Settings
+from tests.services.jetson_lab import LabForTests, running_lab
 from tests.services.oci_stub import OciStub
 from tests.services.s3_rules_stub import S3RulesStub
 from tests.services.seaweed import Seaweed
@@ -79,6 +80,13 @@ def s3_rules() -> Iterator[S3RulesStub]:
 def oci_stub() -> Iterator[OciStub]:
     with OciStub() as stub:
         yield stub
+
+
+@pytest.fixture(scope="session")
+def jetson_lab(tmp_path_factory) -> Iterator[LabForTests]:
+    """Two Jetsons with drives of 64 MiB and their bastion, for the whole session. Who stops one of them brings it `up` again."""
+    with running_lab(tmp_path_factory.mktemp("jetsons"), size_mib=64) as lab:
+        yield lab
 
 
 # --- the command, and a disk that can be full

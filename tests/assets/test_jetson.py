@@ -104,7 +104,9 @@ def test_a_device_in_use_is_refused_with_reasons(month, settings, instance):
     refused = told.asset_materializations_for_node("reflash_device")[0].metadata["refused"].value
     assert "mounted: /" in refused
     assert "LAB-NVME-B" in refused
-    assert not reflash(settings, instance, device="jetson-b", image="jetson-a/2026-10/r1", dry_run=False, confirm="jetson-b").success
+    assert not reflash(
+        settings, instance, device="jetson-b", image="jetson-a/2026-10/r1", dry_run=False, confirm="jetson-b"
+    ).success
 
 
 def test_the_first_of_a_month_asks_for_every_device(settings):
