@@ -78,7 +78,7 @@ class Session:
         return facts(drive, facts_root)
 
     def do_scan(
-        self, drive: str, block_bytes: int, previous_bytes: int | None, data: bool, size_bytes: int | None
+        self, drive: str, block_bytes: int, previous_bytes: int | None, data: bool, size_bytes: int | None = None
     ) -> dict[str, Any]:
         """Send every block that is not as the digests that follow the request say (None: as the last scan left them)."""
         if previous_bytes is not None:
