@@ -34,6 +34,7 @@ def capture(cli, disk):
     return run
 
 
+@pytest.mark.slow
 def test_an_image_is_captured_listed_verified_and_restored(cli, capture, disk, tmp_path):
     first = told(capture(NOVEMBER, "--json"))
     again = told(capture(NOVEMBER, "--json"))
@@ -73,6 +74,7 @@ def test_for_people_a_capture_is_a_table_and_says_when_nothing_changed(capture):
     assert "is unchanged" in again.out
 
 
+@pytest.mark.slow
 def test_an_image_becomes_golden_after_its_checks_and_is_revoked(cli, tmp_path):
     drives.make_image(tmp_path / "drive.img", name="test", size_mib=64, root_files={})
     asked = ("images", "capture", "--source", "drive.img", "--name", "drive", "--json")
@@ -89,7 +91,6 @@ def test_an_image_becomes_golden_after_its_checks_and_is_revoked(cli, tmp_path):
     assert {c["check"]: c["passed"] for c in checked["checks"]}["filesystem"]
     assert promoted.out == "drive/2026-11/r1 is golden\n"
     assert (golden["state"], golden["pinned"][:12]) == ("golden", "golden since")
-    assert "golden" in cli("images", "list").out
     revoked = cli("images", "revoke", "drive@golden", "--reason", "does not boot")
     assert revoked.out == "drive/2026-11/r1 is revoked\n"
     assert told(cli("images", "list", "--json"))["images"][0]["revoked"] == "does not boot"
@@ -98,11 +99,11 @@ def test_an_image_becomes_golden_after_its_checks_and_is_revoked(cli, tmp_path):
     assert "images promote" in gone.err
 
 
+@pytest.mark.slow
 def test_what_is_not_sound_ends_with_1(cli, capture, disk, tmp_path):
     told(capture(NOVEMBER, "--json"))
     failed = told(cli("images", "check", "disk", "--json"), 1)
     assert [c["check"] for c in failed["checks"] if not c["passed"]] == ["filesystem"]
-    assert "failed" in cli("images", "check", "disk").out
     (pack,) = (tmp_path / "home" / "store").rglob("*.pack")
     pack.chmod(0o644)
     data = bytearray(pack.read_bytes())
@@ -110,13 +111,12 @@ def test_what_is_not_sound_ends_with_1(cli, capture, disk, tmp_path):
     pack.write_bytes(data)
 
     verified = told(cli("images", "verify", "disk", "--all", "--json"), 1)
-    shown = cli("images", "verify", "disk", "--all")
     restored = cli("images", "restore", "disk", "--to", "out.img")
 
     assert not verified["ok"]
     assert pack.name in verified["problems"][0]
-    assert (shown.code, restored.code) == (1, 1)
-    assert pack.name in "".join(shown.err.split())
+    assert restored.code == 1
+    assert pack.name in "".join(restored.err.split())
     assert "docs/runbooks/clone-failed.md" in " ".join(restored.err.split())
     assert not (tmp_path / "out.img").exists()
 
@@ -206,6 +206,7 @@ def jetson(cli, devices, tmp_path):
     return lambda *arguments, under=(): cli("images", *arguments, env=environment, under=under)
 
 
+@pytest.mark.slow
 def test_a_jetson_is_captured_made_golden_planned_and_reflashed(jetson, devices, tmp_path):
     captured = told(jetson("capture", "--device", "jetson-a", "--period", NOVEMBER, "--json"))
     assert (captured["id"], captured["mode"]) == ("jetson-a/2026-11/r1", "offline")
@@ -219,15 +220,13 @@ def test_a_jetson_is_captured_made_golden_planned_and_reflashed(jetson, devices,
     plan = told(jetson("reflash", "--device", "jetson-a", "--plan", "--json"))
     shown = jetson("reflash", "--device", "jetson-a", "--plan")
     unconfirmed = jetson("reflash", "--device", "jetson-a")
-    wrong = jetson("reflash", "--device", "jetson-a", "--serial", "OTHER", "--yes")
-    refused = told(jetson("reflash", "--device", "jetson-a", "--serial", "OTHER", "--plan", "--json"), 1)
+    refused = jetson("reflash", "--device", "jetson-a", "--serial", "OTHER", "--yes")
 
     assert (plan["image"], plan["refusals"], plan["write_blocks"] + plan["zero_blocks"]) == ("jetson-a/2026-11/r1", [], 2)
     assert "serial number LAB-NVME-A" in " ".join(shown.out.split())
     assert unconfirmed.code != 0
-    assert wrong.code == 1
-    assert "serial number OTHER was confirmed" in " ".join(wrong.err.split())
-    assert len(refused["refusals"]) == 1
+    assert refused.code == 1
+    assert "serial number OTHER was confirmed" in " ".join(refused.err.split())
     assert devices.content("jetson-a") == drifted
 
     done = told(jetson("reflash", "--device", "jetson-a", "--yes", "--json"))

@@ -24,6 +24,8 @@ from akidb_pipelines.lab.facts import board_facts
 MODULES = sorted((Path(serve.__file__).parent).glob("*.py"))
 BLOCK = 65536
 
+pytestmark = pytest.mark.timeout(60)
+
 
 @cache
 def oldest_python() -> str:
@@ -171,6 +173,17 @@ def test_a_scan_says_how_far_it_is_and_how_much_it_read(talk, tmp_path):
     assert ends == [*range(SEGMENT_BYTES, 17 << 20, SEGMENT_BYTES), 17 << 20]
     assert sum(read) == 6 << 20, "whole segments of what is no hole"
     assert read[-1] == 0
+
+
+def test_a_scan_ends_where_it_is_told(talk, tmp_path):
+    drive = tmp_path / "drive.img"
+    drive.write_bytes(os.urandom(3 * BLOCK))
+
+    talk.ask(do="scan", drive=str(drive), block_bytes=BLOCK, data=True, previous_bytes=0, size_bytes=BLOCK + 10)
+
+    data = drive.read_bytes()
+    assert [content for _, _, content in talk.records()] == [data[:BLOCK], data[BLOCK : BLOCK + 10]]
+    assert talk.reply() == {}
 
 
 def test_a_scan_of_a_drive_that_is_not_there_is_an_error_and_the_session_goes_on(talk):
