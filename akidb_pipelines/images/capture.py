@@ -2,8 +2,8 @@
 
     drive > blocks that differ > not yet in a pack? > frames > packs (and indexes) > release
 
-Every stage works beside the others, with a bounded number of pieces in between, so memory does not grow with the drive. What is stored is
-never of use to a half-done capture alone: whatever a killed one left in packs is found by the next, which sends and stores only the rest.
+Every stage works beside the others, with a bounded number of pieces in between; only the digests, 2 MB for each GB, grow with the drive.
+Whatever a killed capture left in packs is found by the next one, which sends and stores only the rest.
 
 A drive whose file systems can be frozen is read twice: once as it lives, then, frozen, only for what has changed since.
 """

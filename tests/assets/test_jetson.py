@@ -102,7 +102,7 @@ def test_reflash_only_plans_until_the_device_is_typed(month, lab, settings, inst
 def test_a_device_in_use_is_refused_with_reasons(month, settings, instance):
     told = reflash(settings, instance, device="jetson-b", image="jetson-a/2026-10/r1")
     refused = told.asset_materializations_for_node("reflash_device")[0].metadata["refused"].value
-    assert "mounted: /" in refused
+    assert "mounted or in use: /" in refused
     assert "LAB-NVME-B" in refused
     assert not reflash(
         settings, instance, device="jetson-b", image="jetson-a/2026-10/r1", dry_run=False, confirm="jetson-b"

@@ -125,16 +125,14 @@ class Session:
     def _records(self) -> Iterator[tuple[int, int, bytes]]:
         signal.signal(signal.SIGALRM, _given_up)
         while True:
-            # A connection may be dead without a word; until we end, the drive is ours and nobody else can write it.
+            # A connection may be dead without a word; until we end, the drive is ours and nobody else can write it. Writing takes its time.
             signal.alarm(_PATIENCE_S)
             number, length, digest = RECORD.unpack(self._exactly(RECORD.size))
+            data = b"" if number == END or digest == ZERO else self._exactly(length)
+            signal.alarm(0)
             if number == END:
-                signal.alarm(0)
                 return
-            if digest == ZERO:
-                yield number, length, b""
-                continue
-            yield number, length, self._exactly(length)
+            yield number, length, data
 
     def _exactly(self, size: int) -> bytes:
         data = self._source.read(size)
