@@ -344,6 +344,7 @@ def test_a_pack_that_goes_while_it_is_captured_on_top_of_is_noticed(library, dis
 # --- room
 
 
+@pytest.mark.slow
 def test_a_full_store_is_said_nothing_is_released_and_it_goes_on_when_there_is_room(cli, small_disk, tmp_path):
     (tmp_path / "disk.img").write_bytes(os.urandom(12 * MIB))
     asked = ("images", "capture", "--source", str(tmp_path / "disk.img"), "--name", "disk", "--period", NOVEMBER, "--json")
@@ -447,6 +448,7 @@ def test_the_drive_that_somebody_confirms_by_its_serial_number_is_reflashed_and_
 # --- a reflash that is cut
 
 
+@pytest.mark.slow
 def test_a_reflash_that_is_killed_leaves_no_partition_table_and_running_it_again_writes_the_rest(
     devices, cli, library, shelf, tmp_path
 ):

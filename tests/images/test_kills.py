@@ -9,9 +9,11 @@ import json
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 
+from akidb_pipelines.images.prune import prune
 from akidb_pipelines.images.restore import restore, verify
 from akidb_pipelines.store.retention import collect
 from tests.images.conftest import DECEMBER, MIB, NOVEMBER, change, library_in, stored, taken, write_drive
@@ -93,9 +95,12 @@ class Rig:
         for image, content in ((self.first, self.old), (captured.image, self.disk.read_bytes())):
             restore(library, image, out, replace=True)
             assert out.read_bytes() == content, killed_at
-        assert {key.removesuffix(".index") for key in stored(library, ".index")} == {
-            key.removesuffix(".pack") for key in stored(library, ".pack")
-        }, killed_at
+        assert self.halves(".index", ".pack") == set(), killed_at
+
+    def halves(self, of: str, other: str) -> set[str]:
+        """Packs without index, or indexes without pack."""
+        have, others = ({key.removesuffix(suffix) for key in stored(self.library, suffix)} for suffix in (of, other))
+        return have - others
 
 
 @pytest.fixture
@@ -135,6 +140,10 @@ def test_killed_at_a_pack_an_index_or_the_release_the_next_capture_completes(rig
     assert again.created is not committed
     if what != ".pack":
         assert len(stored(rig.library, ".index")) - before <= 5
+    rig.expect_the_next_completes((die_at, when))
+    left = rig.halves(".pack", ".index")
+    assert prune(rig.library, grace=timedelta(0)).halves == len(left)
+    assert rig.halves(".pack", ".index") == set(), "what the dead left half is swept"
     rig.expect_the_next_completes((die_at, when))
 
 
