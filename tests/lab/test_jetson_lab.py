@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -48,7 +49,7 @@ def ssh(lab: LabForTests, name: str, command: str, timeout: float = 30) -> subpr
 
 
 def sign(lab: LabForTests) -> None:
-    subprocess.run([lab.inventory.hosts["jetson-b"].certificate_command], check=True)
+    subprocess.run(shlex.split(lab.inventory.hosts["jetson-b"].certificate_command), check=True)
 
 
 def pids(lab: JetsonLab) -> dict[str, int]:
