@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from akidb_pipelines.errors import CheckError, OutsideError
+from akidb_pipelines.errors import CheckError, InputError, OutsideError
 from akidb_pipelines.images.checks import check_filesystem
 from akidb_pipelines.images.drives import BLOCK_BYTES, LocalDrive
 from akidb_pipelines.images.image import Mode
@@ -290,3 +290,17 @@ def test_an_image_is_restored_to_a_drive_of_this_machine_zeros_too(library, new_
     assert new_drive.read_bytes()[: 64 * MIB] == (tmp_path / "drive.img").read_bytes()
     assert verify(library, image, everything=True).problems == ()
     assert plan(library, Reflash("here", LocalDrive(new_drive), image)).same_blocks == 1024
+
+
+def test_an_image_is_not_restored_to_a_smaller_drive(library, new_drive, tmp_path):
+    with (tmp_path / "drive.img").open("wb") as out:
+        out.truncate(67 * MIB)
+        out.write(b"begins")
+    image = taken(library, tmp_path / "drive.img").image
+    before = new_drive.read_bytes()
+
+    with pytest.raises(InputError, match=r"has 69,206,016 bytes, the image 70,254,592") as caught:
+        restore(library, image, new_drive, replace=True)
+
+    assert "no smaller" in caught.value.hint
+    assert new_drive.read_bytes() == before
