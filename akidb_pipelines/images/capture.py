@@ -2,39 +2,32 @@
 
     drive > blocks that differ > not yet in a pack? > frames > packs (and indexes) > release
 
-Every stage works beside the others, with a bounded number of pieces in between; only the digests, 2 MB for each GB, grow with the drive.
-Whatever a killed capture left in packs is found by the next one, which sends and stores only the rest.
+The stages are `intake`'s; only the digests, 2 MB for each GB, grow with the drive. Whatever a killed capture left in packs is found by the
+next one, which sends and stores only the rest.
 
 A drive whose file systems can be frozen is read twice: once as it lives, then, frozen, only for what has changed since.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import zstandard
 
 from akidb_pipelines import __version__
-from akidb_pipelines.errors import CheckError, InputError, IntegrityError
+from akidb_pipelines.errors import CheckError, InputError
 from akidb_pipelines.images.agent.serve import VERSION
-from akidb_pipelines.images.block_store import BlockStore
-from akidb_pipelines.images.drives import DIGEST_BYTES, ZERO, Drive, DriveFacts, Found, block_count
+from akidb_pipelines.images.drives import DIGEST_BYTES, ZERO, Drive, DriveFacts, block_count
 from akidb_pipelines.images.image import Board, Counts, Image, Mode, Record, digest_array_sha256, kind_of
+from akidb_pipelines.images.intake import Intake
 from akidb_pipelines.images.library import Library, same_content
-from akidb_pipelines.images.packs import PACK_BYTES, BlockTable, Index, Pack, Packer, digests_of
+from akidb_pipelines.images.packs import PACK_BYTES, Index, digests_of
 from akidb_pipelines.periods import Month
 from akidb_pipelines.progress import Progress, Report
-
-_UPLOADS = 2
-"""So many packs are on their way into the store at once."""
 
 
 @dataclass(frozen=True)
@@ -102,13 +95,9 @@ class _Capture:
         self._blocks = block_count(self._facts.size_bytes)
         report(Progress("looking at what is stored"))
         self._parent = library.latest(request.name)
-        stored = library.blocks.packs()
-        self._packs = [pack.name for pack, _ in stored]
-        self._table = BlockTable([index for _, index in stored])
+        self._intake = Intake(library.blocks, request.name, request.pack_bytes)
         since = datetime.fromisoformat(self._parent.published_at) if self._parent else datetime.min.replace(tzinfo=UTC)
-        self._digests = self._expected([i for p, i in stored if i.image == request.name and p.stored_at >= since])
-        self._new: set[bytes] = set()
-        self._new_bytes = 0
+        self._digests = self._expected([i for p, i in self._intake.known if i.image == request.name and p.stored_at >= since])
         self._frozen_seconds = 0.0
 
     def _parent_digests(self) -> bytearray:
@@ -129,8 +118,7 @@ class _Capture:
             for entry in index.entries[index.entries["number"] < self._blocks]:
                 at = int(entry["number"]) * DIGEST_BYTES
                 expected[at : at + DIGEST_BYTES] = entry["digest"].tobytes()
-        array = digests_of(expected)
-        for number in np.flatnonzero(~self._table.has(array) & (array != np.void(ZERO))).tolist():
+        for number in self._intake.lost(expected).tolist():
             expected[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES] = ZERO
         return expected
 
@@ -138,13 +126,9 @@ class _Capture:
 
     def run(self) -> None:
         """Read the drive and store what is new."""
-        with _Uploads(self._library.blocks) as uploads, ThreadPoolExecutor(2, thread_name_prefix="compress") as pool:
-            self._uploads, self._packer = uploads, Packer(self._request.name, pool, self._request.pack_bytes)
+        with self._intake:
             self._read("reading")
             self.mode, self.mode_reason = self._read_still() if self._freezes else self._judged()
-            for pack in self._packer.finish():
-                uploads.put(pack)
-        self._stored_bytes = uploads.stored_bytes
 
     @property
     def _freezes(self) -> bool:
@@ -155,21 +139,8 @@ class _Capture:
             for found in piece.found:
                 at = found.number * DIGEST_BYTES
                 self._digests[at : at + DIGEST_BYTES] = found.digest
-            self._store([found for found in piece.found if found.data])
+            self._intake.put((found.number, found.digest, found.data) for found in piece.found if found.data)
             self._report(Progress(stage, piece.position, self._facts.size_bytes, in_bytes=True))
-
-    def _store(self, batch: Sequence[Found]) -> None:
-        """Pack the blocks that no pack has."""
-        if not batch:
-            return
-        known = self._table.has(digests_of(b"".join(found.digest for found in batch)))
-        for found, is_known in zip(batch, known.tolist(), strict=True):
-            if is_known or found.digest in self._new:
-                continue
-            self._new.add(found.digest)
-            self._new_bytes += len(found.data)
-            for pack in self._packer.add(found.number, found.digest, found.data):
-                self._uploads.put(pack)
 
     def _read_still(self) -> tuple[Mode, str]:
         """Freeze the file systems and read what has changed since.
@@ -224,7 +195,7 @@ class _Capture:
             IntegrityError: a pack that it counts on is gone.
         """
         digests = self._digests
-        self._expect_packs()
+        self._intake.expect_packs(digests)
         counts, seconds = self._counts(), perf_counter() - self._begun
         parent = self._parent
         unchanged = parent and parent.record.period == str(self._request.period) and same_content(parent, digests)
@@ -262,17 +233,6 @@ class _Capture:
         self._report(Progress("releasing"))
         return Captured(self._library.publish(record, digests, self._request.run_id), True, counts, seconds)
 
-    def _expect_packs(self) -> None:
-        """That every older pack it counts on is still there: a sweep of another machine may have been at work."""
-        rows = self._table.rows(digests_of(self._digests))
-        used = {self._packs[n] for n in np.unique(self._table.packs_of(rows[rows >= 0])).tolist()}
-        gone = used - self._library.blocks.names()
-        if gone:
-            raise IntegrityError(
-                f"{len(gone)} packs that {self._request.name} counts on went while it was captured, such as {min(gone)[:16]}",
-                hint="capture again: what is missing is stored anew",
-            )
-
     def _counts(self) -> Counts:
         array = digests_of(self._digests)
         return Counts(
@@ -280,36 +240,10 @@ class _Capture:
             zero_blocks=int((array == np.void(ZERO)).sum()),
             changed_blocks=int((array != digests_of(self._parent_digests())).sum()),
             read_bytes=self._drive.read_bytes,
-            new_bytes=self._new_bytes,
-            stored_bytes=self._stored_bytes,
+            new_bytes=self._intake.new_bytes,
+            stored_bytes=self._intake.stored_bytes,
             sent_bytes=self._drive.sent_bytes,
         )
-
-
-class _Uploads:
-    """Packs on their way into the store, a few at once; the first that fails ends the capture."""
-
-    def __init__(self, blocks: BlockStore) -> None:
-        self._blocks = blocks
-        self._pool = ThreadPoolExecutor(_UPLOADS, thread_name_prefix="upload")
-        self._waiting: deque[Future[int]] = deque()
-        self.stored_bytes = 0
-
-    def put(self, pack: Pack) -> None:
-        """Send a pack; waits while enough are under way."""
-        while len(self._waiting) >= _UPLOADS:
-            self.stored_bytes += self._waiting.popleft().result()
-        self._waiting.append(self._pool.submit(self._blocks.put, pack))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            while self._waiting and error is None:
-                self.stored_bytes += self._waiting.popleft().result()
-        finally:
-            self._pool.shutdown(wait=True)
 
 
 def _expect_drive(drive: Drive, facts: DriveFacts, request: CaptureRequest) -> None:
