@@ -133,6 +133,12 @@ class Settings(BaseSettings):
         return folder / "lab.yaml"
 
     @property
+    def deploy(self) -> Path:
+        """Folder of Packer templates and Ansible roles."""
+        checkout = _checkout()
+        return checkout / "deploy" if checkout else Path(__file__).parent / "deploy"
+
+    @property
     def builds(self) -> Path:
         """Folder of finished, not yet released builds."""
         return self.home / "builds"

@@ -43,20 +43,20 @@ class Mode(StrEnum):
         return self is not Mode.LIVE
 
 
-def kind_of(name: str) -> str:
-    """The registry's kind of the images of a name.
+def kind_of(name: str, prefix: str = _KIND) -> str:
+    """The registry's kind of the images of a name; `prefix` for images of another sort.
 
     Raises:
         InputError: it is no name for images.
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name for an image", hint="use lower-case letters, digits and dashes, such as jetson-a")
-    return _KIND + name
+    return prefix + name
 
 
-def image_name(kind: str) -> str | None:
+def image_name(kind: str, prefix: str = _KIND) -> str | None:
     """The name whose images are of a kind; None for other kinds."""
-    return kind.removeprefix(_KIND) if kind.startswith(_KIND) else None
+    return kind.removeprefix(prefix) if kind.startswith(prefix) else None
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,28 @@ class ImageRef:
     channel: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> ImageRef:
+    def parse(
+        cls,
+        text: str,
+        channels: tuple[str, str] = (LATEST, GOLDEN),
+        example: str = "jetson-a/2026-11",
+        listing: str = "images list",
+    ) -> ImageRef:
         """Read it.
+
+        Args:
+            text: as written.
+            channels: that may be named.
+            example: of a name and a period, for messages.
+            listing: the command that has all.
 
         Raises:
             InputError: it is not written so.
         """
         match = _ID.fullmatch(text)
-        if not match or (match["channel"] or LATEST) not in (LATEST, GOLDEN):
-            hint = "write it as jetson-a/2026-11/r1, jetson-a/2026-11, jetson-a@golden or jetson-a; `akidb-pipelines images list` has all"
+        if not match or (match["channel"] or LATEST) not in channels:
+            name = example.partition("/")[0]
+            hint = f"write it as {example}/r1, {example}, {name}@{channels[-1]} or {name}; `akidb-pipelines {listing}` has all"
             raise InputError(f"{text!r} names no image", hint=hint)
         kind_of(match["name"])
         channel = match["channel"] or ("" if match["period"] else LATEST)

@@ -102,7 +102,7 @@ class Intake:
         if gone:
             raise IntegrityError(
                 f"{len(gone)} packs that {self._name} counts on went while it was read, such as {min(gone)[:16]}",
-                hint="try again: what is missing is stored anew",
+                hint="capture again: what is missing is stored anew",
             )
 
     def lost(self, digests: bytes | bytearray) -> NDArray[np.int64]:

@@ -202,6 +202,8 @@ class _Reader:
         """A value with its templates filled in."""
         if isinstance(value, list):
             return [self._filled(host, name, v) for v in value]
+        if isinstance(value, dict):
+            return {k: self._filled(host, name, v) for k, v in value.items()}
         if not isinstance(value, str):
             return value
 

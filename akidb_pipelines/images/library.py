@@ -26,7 +26,7 @@ from akidb_pipelines.images.image import (
     parse_record,
 )
 from akidb_pipelines.settings import Settings
-from akidb_pipelines.store.index import GOLDEN, Entry, Index, Version
+from akidb_pipelines.store.index import GOLDEN, LATEST, Entry, Index, Version
 from akidb_pipelines.store.lease import BusyError, Held, hold, read
 from akidb_pipelines.store.manifest import Release, ReleaseManifest, released_file
 from akidb_pipelines.store.publisher import Publisher, open_publisher
@@ -64,14 +64,19 @@ class Library:
         names = [name] if name else [n for kind in index.kinds() if (n := image_name(kind))]
         return [self._image(index, entry) for n in names for entry in index.of(kind_of(n))]
 
-    def released(self) -> list[Image]:
-        """Every image, for whoever removes what no image needs: a registry that cannot be read is never an empty one.
+    def digest_arrays(self) -> Iterator[bytes]:
+        """The blocks of whatever lives off packs, one release after the other: images of drives, and of runners.
+
+        For whoever removes what nothing needs: a registry that cannot be read is never an empty one.
 
         Raises:
             InputError: there is no registry.
             IntegrityError: its metadata is gone, or does not verify.
         """
-        return self.images(index=self.publisher.state().index)
+        for entry in self.publisher.state().index.entries.values():
+            for file in self.registry.release(entry).manifest.files:
+                if file.name == DIGESTS:
+                    yield self.registry.read_file(file)
 
     def find(self, text: str) -> Image:
         """The image that a text names, see ImageRef.
@@ -81,22 +86,8 @@ class Library:
             IntegrityError: what is there does not verify.
         """
         index = self.registry.index()
-        return self._image(index, self._entry(index, ImageRef.parse(text), text))
-
-    def _entry(self, index: Index, wanted: ImageRef, text: str) -> Entry:
-        kind = kind_of(wanted.name)
-        if wanted.revision:
-            return index.get(kind, Version(wanted.period, wanted.revision))
-        if wanted.period:
-            found = index.newest(kind, wanted.period)
-        else:
-            head = index.head(kind, wanted.channel)
-            found = index.get(kind, head.version) if head else None
-        if found is None:
-            have = ", ".join(f"{wanted.name}/{e.version}" for e in index.of(kind)[-5:]) or "none"
-            hint = "promote one: akidb-pipelines images promote ID" if wanted.channel == GOLDEN else "capture it first"
-            raise InputError(f"there is no image {text}; of {wanted.name} there are: {have}", hint=hint)
-        return found
+        wanted = ImageRef.parse(text)
+        return self._image(index, entry_of(index, kind_of(wanted.name), wanted, text, "images"))
 
     def _image(self, index: Index, entry: Entry) -> Image:
         release = self.registry.release(entry)
@@ -210,6 +201,34 @@ class Library:
 
     def _holding(self, key: str, purpose: str, run_id: str) -> AbstractContextManager[Held]:
         return hold(self.registry.channels, purpose, run_id, key=key, patience_s=0)
+
+
+def entry_of(index: Index, kind: str, wanted: ImageRef, text: str, command: str) -> Entry:
+    """The release that a reference names.
+
+    Args:
+        index: what is released.
+        kind: of which it is one.
+        wanted: the reference.
+        text: as it was written, for messages.
+        command: of the command line, that promotes.
+
+    Raises:
+        InputError: there is none.
+    """
+    if wanted.revision:
+        return index.get(kind, Version(wanted.period, wanted.revision))
+    if wanted.period:
+        found = index.newest(kind, wanted.period)
+    else:
+        head = index.head(kind, wanted.channel)
+        found = index.get(kind, head.version) if head else None
+    if found is None:
+        have = [f"{wanted.name}/{e.version}" for e in index.of(kind)[-5:]]
+        promotable = have and wanted.channel not in ("", LATEST)
+        hint = f"promote one: akidb-pipelines {command} promote ID" if promotable else "make one first; docs/images.md"
+        raise InputError(f"there is no image {text}; of {wanted.name} there are: {', '.join(have) or 'none'}", hint=hint)
+    return found
 
 
 def same_content(image: Image, digests: bytes | bytearray) -> bool:

@@ -140,8 +140,7 @@ def _survey(library: Library, grace: timedelta, report: Report) -> tuple[list[Sw
     stored = library.blocks.packs()
     packs, indexes = [pack for pack, _ in stored], [index for _, index in stored]
     # Whoever sweeps must have seen what is released: a registry that is gone would make all packs look useless.
-    images = library.released() if packs else []
-    arrays = [np.unique(_as_bytes(digests_of(library.digests(image)))) for image in images]
+    arrays = [np.unique(_as_bytes(digests_of(digests))) for digests in (library.digest_arrays() if packs else ())]
     merged = np.unique(np.concatenate(arrays)) if arrays else np.zeros(0, "S32")
     live = np.frombuffer(merged.tobytes(), "V32")
     live = live[live != np.void(ZERO)]

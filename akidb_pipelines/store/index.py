@@ -22,9 +22,10 @@ from typing import Any
 
 from akidb_pipelines.errors import InputError, IntegrityError
 
-LATEST, STABLE, GOLDEN = "latest", "stable", "golden"
-CHANNELS = (LATEST, STABLE, GOLDEN)
-"""`latest` follows every new release; `stable` is promoted by hand; `golden`, of images, once all checks have passed."""
+LATEST, STABLE, GOLDEN, PRODUCTION = "latest", "stable", "golden", "production"
+CHANNELS = (LATEST, STABLE, GOLDEN, PRODUCTION)
+"""`latest` follows every new release; `stable` is promoted by hand; `golden`, of Jetson images, and `production`, of runner images, once all
+checks have passed."""
 
 
 HISTORY = 8

@@ -1,0 +1,212 @@
+"""Building a runner image with Packer and Ansible: what goes in, what came out, and nothing left behind.
+
+<builds>/runners/<runner>/<week>/build.json     what came out, written last; archiving takes it from there
+                                 facts.json     tools and packages, as Ansible found them in the image
+                                 packer.log
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from akidb_pipelines.errors import CheckError, InputError, OutsideError, PipelineError
+from akidb_pipelines.files import scratch_folder, write_whole
+from akidb_pipelines.images.runners import probe
+from akidb_pipelines.images.runners.engine import Engine
+from akidb_pipelines.images.runners.fleet import Runner
+from akidb_pipelines.images.runners.packer import find_packer, run_packer
+from akidb_pipelines.periods import Week
+from akidb_pipelines.progress import Progress, Report
+
+_BUILD, _FACTS, _LOG = "build.json", "facts.json", "packer.log"
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came out of a build."""
+
+    runner: str
+    week: str
+    builder: str
+    build_id: str
+    image: str
+    """Its name: `akidb/runner-docker:...`, an OCID, a Tart machine."""
+    image_id: str
+    base: str
+    base_id: str
+    packer: str
+    template_sha256: str
+    seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """See probe.probe."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where builds happen.
+
+    Args:
+        folder: of what came out of builds.
+        scratch: for what Packer and Ansible need meanwhile, such as SSH keys.
+        deploy: has `ansible/`.
+    """
+
+    folder: Path
+    scratch: Path
+    deploy: Path
+
+    def load(self, runner: str, week: Week) -> Built:
+        """What was built for a week.
+
+        Raises:
+            InputError: nothing was.
+        """
+        path = self._of(runner, week) / _BUILD
+        try:
+            return Built(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            hint = f"akidb-pipelines runners build {runner} --week {week}"
+            raise InputError(f"{runner} was not built for {week}, or its build is archived already", hint=hint) from None
+
+    def forget(self, built: Built) -> None:
+        """Drop what is archived now."""
+        shutil.rmtree(self._of(built.runner, Week.parse(built.week)), ignore_errors=True)
+
+    def waiting(self, runner: str) -> set[str]:
+        """Ids of the builds that wait to be archived."""
+        found = set()
+        for path in (self.folder / runner).glob(f"*/{_BUILD}"):
+            found.add(str(json.loads(path.read_bytes())["build_id"]))
+        return found
+
+    def _of(self, runner: str, week: Week) -> Path:
+        return self.folder / runner / week.iso
+
+    def build(self, runner: Runner, week: Week, report: Report = lambda _: None) -> Built:
+        """Build a runner for a week. The caller sees to it that nobody else builds the same runner.
+
+        Raises:
+            CheckError: a tool is missing, or in the wrong version; the message says which, wanted, found.
+            OutsideError: Packer fails, or takes too long; nothing of the build is left.
+        """
+        packer, begun = find_packer(), perf_counter()
+        if not shutil.which("ansible-playbook"):
+            raise OutsideError("building a runner needs Ansible, which is not installed", hint="apt-get install ansible-core")
+        engine = Engine(runner.docker_host) if runner.builder == "docker" else None
+        build_id = f"{week.iso.lower()}-{secrets.token_hex(4)}"
+        folder = self._of(runner.name, week)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise OutsideError(f"building in {folder}: {error}", hint="point AKIDB_HOME at a folder you may write") from error
+        try:
+            base_id = ""
+            if engine:
+                self._sweep(engine, runner.name, report)
+                base_id = engine.image_id(runner.base)
+                if not base_id and (runner.packer or {}).get("pull") != "true":
+                    raise InputError(
+                        f"runner {runner.name}: base image {runner.base} is not in the engine",
+                        hint='akidb-pipelines lab up runner makes the lab\'s; set akidb_runner_packer: {pull: "true"} to have it pulled',
+                    )
+            artifact = self._run(runner, week, build_id, folder, report)
+            facts = json.loads((folder / _FACTS).read_bytes())
+            name = f"{_repository(runner.name)}:{build_id}" if engine else artifact
+            image_id = engine.image_id(name) if engine else artifact
+            built = Built(
+                runner=runner.name,
+                week=week.iso,
+                builder=runner.builder,
+                build_id=build_id,
+                image=name,
+                image_id=image_id,
+                base=runner.base,
+                base_id=base_id,
+                packer=packer.version_text,
+                template_sha256=self._template_sha256(runner),
+                seconds=perf_counter() - begun,
+                facts=facts,
+            )
+            write_whole(folder / _BUILD, json.dumps(asdict(built)).encode())
+            return built
+        except BaseException:
+            if engine:
+                self._sweep(engine, runner.name, report)
+            raise
+        finally:
+            if engine:
+                engine.close()
+
+    def _sweep(self, engine: Engine, runner: str, report: Report) -> None:
+        """Remove what a killed build has left; what waits to be archived stays."""
+        swept = engine.sweep(runner, keep_builds=self.waiting(runner))
+        if swept.containers or swept.images:
+            told = f"{len(swept.containers)} containers and {len(swept.images)} images that builds had left"
+            report(Progress(f"removed {told}"))
+
+    def _run(self, runner: Runner, week: Week, build_id: str, folder: Path, report: Report) -> str:
+        with scratch_folder(self.scratch) as scratch:
+            variables = scratch / "ansible.json"
+            variables.write_text(
+                json.dumps(
+                    {
+                        **(runner.ansible or {}),
+                        "akidb_tools": [asdict(tool) for tool in runner.tools],
+                        "akidb_probe": probe.__file__,
+                        "akidb_output": str(folder),
+                    }
+                )
+            )
+            told = {
+                **(runner.packer or {}),
+                "runner": runner.name,
+                "week": week.iso,
+                "build_id": build_id,
+                "base": runner.base,
+                "output": str(folder),
+                "playbook": str(self.deploy / "ansible" / "runner.yaml"),
+                "ansible_variables": str(variables),
+            }
+            if runner.builder == "docker":
+                told["repository"] = _repository(runner.name)
+            environment = {"TMPDIR": str(scratch), "ANSIBLE_LOCAL_TEMP": str(scratch)}
+            if runner.docker_host:
+                environment["DOCKER_HOST"] = runner.docker_host
+            try:
+                return run_packer(find_packer(), runner.template, told, environment, folder / _LOG, runner.timeout_seconds, report)
+            except PipelineError as error:
+                if problems := _problems(folder / _FACTS):
+                    raise CheckError(
+                        f"runner {runner.name}: {'; '.join(problems)}",
+                        hint=f"install it in deploy/ansible/roles/runner, or correct akidb_runner_tools; log: {folder / _LOG}",
+                    ) from error
+                raise
+
+    def _template_sha256(self, runner: Runner) -> str:
+        """Digest of all that a build is made by: template, Ansible role, probe."""
+        digest = hashlib.sha256(Path(probe.__file__).read_bytes())
+        for root in (runner.template, self.deploy / "ansible"):
+            for path in sorted(p for p in root.rglob("*") if p.is_file()):
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+        return digest.hexdigest()
+
+
+def _repository(runner: str) -> str:
+    return f"akidb/runner-{runner}"
+
+
+def _problems(facts: Path) -> list[str]:
+    try:
+        return list(json.loads(facts.read_bytes())["problems"])
+    except (OSError, ValueError, KeyError):
+        return []

@@ -1,0 +1,221 @@
+"""A Docker Engine, as far as runner images need one: images out of it and into it, a probe in a container, sweeping up after builds.
+
+Everything that a build makes carries the labels `akidb.runner` and `akidb.build`, so that what a killed one has left is known as its own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from akidb_pipelines.errors import OutsideError
+from akidb_pipelines.images.runners import probe
+
+if TYPE_CHECKING:
+    import docker
+
+RUNNER_LABEL, BUILD_LABEL = "akidb.runner", "akidb.build"
+PROBE_PATH = "/akidb/probe.py"
+_CHUNK = 2 << 20
+_TIMEOUT_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What was left of builds and is removed."""
+
+    containers: tuple[str, ...]
+    images: tuple[str, ...]
+
+
+class Engine:
+    """One engine.
+
+    Args:
+        url: its address, such as unix:///var/run/docker.sock; empty leaves it to DOCKER_HOST.
+
+    Raises:
+        OutsideError: it does not answer.
+    """
+
+    def __init__(self, url: str = "") -> None:
+        import docker
+
+        self.url = url
+        self._name = url or "of DOCKER_HOST"
+        with self._telling("connecting to it"):
+            self._client: docker.DockerClient = (
+                docker.DockerClient(url, timeout=_TIMEOUT_SECONDS) if url else docker.from_env(timeout=_TIMEOUT_SECONDS)
+            )
+            self._client.ping()
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._client.close()
+
+    # --- images
+
+    def image_id(self, name: str) -> str:
+        """The id of an image, `sha256:...`; empty if there is none of that name or id."""
+        import docker
+
+        with self._telling(f"looking for image {name}"):
+            try:
+                return str(self._client.images.get(name).id)
+            except docker.errors.ImageNotFound:
+                return ""
+
+    @contextmanager
+    def exported(self, image: str) -> Iterator[BinaryIO]:
+        """Read an image as `docker save` writes it."""
+        with self._telling(f"exporting image {image}"):
+            chunks = self._client.images.get(image).save(chunk_size=_CHUNK)
+            reader = io.BufferedReader(_Chunks(chunks), _CHUNK)
+            try:
+                yield reader
+            finally:
+                reader.close()
+
+    def load(self, archive: Path) -> str:
+        """Load an image from a file that `docker save` could have written; returns its id."""
+        with self._telling(f"loading {archive.name}"), archive.open("rb") as stream:
+            loaded = self._client.images.load(stream)
+            return str(loaded[0].id)
+
+    def tag(self, image: str, repository: str, tag: str) -> None:
+        """Give an image another name."""
+        with self._telling(f"tagging {image}"):
+            self._client.images.get(image).tag(repository, tag)
+
+    def remove(self, image: str) -> None:
+        """Remove an image with all its names; nothing happens if it is not there."""
+        import docker
+
+        with self._telling(f"removing image {image}"), suppress(docker.errors.ImageNotFound):
+            self._client.images.remove(image, force=True)
+
+    # --- containers
+
+    def probe(self, image: str, request: Mapping[str, Any], runner: str, seconds: int) -> dict[str, Any]:
+        """Start an image without network, ask what is on it, and remove the container.
+
+        Args:
+            image: which.
+            request: see probe.probe.
+            runner: its name, for the label.
+            seconds: it is killed after so long.
+
+        Raises:
+            OutsideError: it does not start, or does not end in time.
+        """
+        import requests
+
+        with self._telling(f"starting image {image}"):
+            container = self._client.containers.create(
+                image,
+                ["python3", PROBE_PATH, json.dumps(request)],
+                entrypoint=[],
+                network_mode="none",
+                labels={RUNNER_LABEL: runner},
+                volumes=probe_volumes(),
+            )
+            try:
+                container.start()
+                try:
+                    code = container.wait(timeout=seconds)["StatusCode"]
+                except (requests.exceptions.ConnectionError, requests.exceptions.ReadTimeout) as error:
+                    raise OutsideError(
+                        f"image {image}: booted, and did not answer within {seconds} s", hint="see what its smoke job waits for"
+                    ) from error
+                told = container.logs(stdout=True, stderr=False)
+                if code != 0:
+                    wrote = container.logs(stdout=True, stderr=True).decode(errors="replace")[-1000:]
+                    raise OutsideError(
+                        f"image {image}: the probe ended with {code}: {wrote}", hint="an image needs python3 to be probed"
+                    )
+            finally:
+                container.remove(force=True)
+        return dict(json.loads(told))
+
+    def sweep(self, runner: str, *, keep_builds: Collection[str] = ()) -> Swept:
+        """Remove what builds of a runner have left: containers, and images that they committed.
+
+        Args:
+            runner: whose.
+            keep_builds: builds whose images stay.
+        """
+        wanted = {"label": f"{RUNNER_LABEL}={runner}"}
+        containers, images = [], []
+        with self._telling(f"sweeping what builds of {runner} have left"):
+            for container in self._client.containers.list(all=True, filters=wanted):
+                containers.append(str(container.short_id))
+                container.remove(force=True)
+            for image in self._client.images.list(filters=wanted):
+                if image.labels.get(BUILD_LABEL) in keep_builds:
+                    continue
+                images.append(str(image.short_id))
+                self._client.images.remove(image.id, force=True)
+        return Swept(tuple(containers), tuple(images))
+
+    @contextmanager
+    def _telling(self, tried: str) -> Iterator[None]:
+        import docker
+        import requests
+        import urllib3
+
+        try:
+            yield
+        except docker.errors.ImageNotFound as error:
+            raise OutsideError(
+                f"Docker engine {self._name}: {tried}: it is not there",
+                hint="build the runner again: akidb-pipelines runners build",
+            ) from error
+        except (docker.errors.DockerException, requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+            raise OutsideError(f"Docker engine {self._name}: {tried}: {error}", hint=_hint(str(error))) from error
+
+
+def _hint(found: str) -> str:
+    if "no space left" in found.lower():
+        return "the engine's disk is full: docker system df, then free some space"
+    if "permission denied" in found.lower():
+        return "join the group docker, or run this as root"
+    return "is it running? on this machine: akidb-pipelines lab up runner; else look at akidb_docker_host, and docker info"
+
+
+def probe_volumes() -> dict[str, dict[str, str]]:
+    """What is mounted into a container for the probe: read-only, it and Dagster Pipes' one module."""
+    import dagster_pipes
+
+    return {
+        str(Path(probe.__file__)): {"bind": PROBE_PATH, "mode": "ro"},
+        str(Path(dagster_pipes.__file__)): {"bind": "/akidb/dagster_pipes.py", "mode": "ro"},
+    }
+
+
+class _Chunks(io.RawIOBase):
+    """Chunks as something that can be read."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """See io.RawIOBase."""
+        while not self._rest:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return 0
+            self._rest = memoryview(chunk)
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
