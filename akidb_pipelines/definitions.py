@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import dagster as dg
+from dagster_docker import PipesDockerClient
 
 from akidb_pipelines.images.inventory import open_inventory
+from akidb_pipelines.images.runners.fleet import fleet_of
 from akidb_pipelines.progress import Report
-from akidb_pipelines.resources import FixtureTools, ImageTools, RegistryTools
+from akidb_pipelines.resources import FixtureTools, ImageTools, RegistryTools, RunnerTools
 from akidb_pipelines.settings import Settings
-from assets import fixtures, jetson, reflash, registry
+from assets import fixtures, jetson, reflash, registry, runners
 from schedules import jobs, schedules, sensors
 
 
@@ -25,9 +27,10 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
         InputError: a setting, or the inventory of the Jetsons, is unusable.
     """
     settings = settings or Settings.load()
-    # The devices are partitions, hence read while loading: from a file, and nothing is connected to.
-    devices = tuple(open_inventory(settings).devices)
-    of_jetsons = jetson.jetson_assets(devices)
+    # Devices and runners are partitions, hence read while loading: from a file, and nothing is connected to.
+    inventory = open_inventory(settings)
+    devices, fleet = tuple(inventory.devices), tuple(fleet_of(inventory, settings.deploy).runners)
+    of_jetsons, of_runners = jetson.jetson_assets(devices), runners.runner_assets(fleet)
     return dg.Definitions(
         assets=[
             fixtures.cedar_sandbox_schema,
@@ -38,19 +41,39 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             *of_jetsons.assets,
             jetson.image_packs,
             reflash.report_spec,
+            *of_runners.assets,
+            runners.ci_runner_capacity,
         ],
-        asset_checks=[fixtures.fixture_checks, fixtures.fresh_pull, registry.metadata_expiry, *of_jetsons.checks],
-        jobs=[jobs.fixtures_job, jobs.observe_sandbox_job, jobs.registry_gc_job, jobs.jetson_images_job, reflash.reflash_job],
+        asset_checks=[
+            fixtures.fixture_checks,
+            fixtures.fresh_pull,
+            registry.metadata_expiry,
+            *of_jetsons.checks,
+            *of_runners.checks,
+        ],
+        jobs=[
+            jobs.fixtures_job,
+            jobs.observe_sandbox_job,
+            jobs.registry_gc_job,
+            jobs.jetson_images_job,
+            reflash.reflash_job,
+            jobs.runner_images_job,
+            jobs.runner_capacity_job,
+        ],
         schedules=[
             schedules.weekly_fixtures(settings.weekly_fixtures_cron),
             schedules.registry_gc(settings.registry_gc_cron),
             schedules.jetson_images(settings.jetson_images_cron, devices),
+            schedules.runner_images(settings.runner_images_cron, fleet),
+            schedules.runner_capacity(settings.runner_capacity_cron),
         ],
         sensors=[sensors.fixture_drift, sensors.registry_expiry],
         resources={
             "fixture_tools": FixtureTools(settings, progress),
             "registry_tools": RegistryTools(settings),
             "image_tools": ImageTools(settings),
+            "runner_tools": RunnerTools(settings),
+            "pipes_docker": PipesDockerClient(),
         },
         # Every check is a step, and a process a step would cost 3 s each.
         executor=dg.in_process_executor,

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from akidb_pipelines.images.capture import Captured
     from akidb_pipelines.images.prune import Pruned
     from akidb_pipelines.images.reflash import Flashed, ReflashPlan
+    from akidb_pipelines.images.runners.capacity import Capacity
+    from akidb_pipelines.images.runners.difference import Difference
+    from akidb_pipelines.images.runners.fleet import Runner
+    from akidb_pipelines.images.runners.foundry import Foundry
+    from akidb_pipelines.images.runners.snapshot import Snapshot
     from akidb_pipelines.images.studio import Studio
     from akidb_pipelines.periods import Month
     from akidb_pipelines.store.report import RegistryReport
@@ -123,3 +128,45 @@ class ImageTools:
         from akidb_pipelines.images.prune import prune
 
         return prune(open_library(self.settings), dry_run=dry_run, report=report)
+
+
+class RunnerTools:
+    """What the assets of CI runner images need.
+
+    Args:
+        settings: read once by the composition root.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def open_foundry(self) -> Foundry:
+        """Snapshots, catalog and sandbox, as they are now."""
+        from akidb_pipelines.images.runners.foundry import open_foundry
+
+        return open_foundry(self.settings)
+
+    def runner(self, name: str) -> Runner:
+        """A runner of the inventory, as it is now."""
+        from akidb_pipelines.images.runners.fleet import open_fleet
+
+        return open_fleet(self.settings).runner(name)
+
+    def difference(self, foundry: Foundry, snapshot: Snapshot) -> Difference | None:
+        """What is other than in the runner's snapshot before; None for the first."""
+        from akidb_pipelines.images.runners.difference import difference
+
+        if not snapshot.record.previous:
+            return None
+        return difference(foundry.shelf, foundry.shelf.find(snapshot.record.previous), snapshot)
+
+    def capacity(self) -> Capacity | None:
+        """How busy the CI runners are; None when no repository is set.
+
+        Raises:
+            OutsideError: GitHub does not answer, or refuses.
+        """
+        from akidb_pipelines.images.runners.capacity import open_actions
+
+        actions = open_actions(self.settings)
+        return actions.capacity(self.settings.runner_jobs_baseline, self.settings.runner_jobs_burst) if actions else None

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -60,20 +60,26 @@ class Settings(BaseSettings):
     catalog: str = Field(default="", description="SQLAlchemy URL of the catalog; default SQLite under AKIDB_HOME.")
     cedar_sandbox: Path | None = Field(default=None, description="Folder with another sandbox schema and policies.")
     migrations: Path | None = Field(default=None, description="Migrations folder of an AkiDB checkout.")
-    inventory: Path | None = Field(default=None, description="Ansible inventory of the Jetsons; default: the lab's.")
+    inventory: Path | None = Field(default=None, description="Ansible inventory of Jetsons and CI runners; default: the lab's.")
     seed: int = Field(default=2025, ge=0, lt=2**63, description="Seed of the fixtures.")
     profiles: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("ci", "standard"), description="Fixture profiles of the weekly run, with commas between."
     )
     auto_backfill: bool = Field(default=False, description="Let the drift sensor start backfills by itself.")
     weekly_fixtures_cron: str = Field(default="0 2 * * 1", description="When the weekly fixtures are built (UTC).")
+    runner_images_cron: str = Field(default="0 3 * * 0", description="When the runner images are built (UTC).")
+    runner_capacity_cron: str = Field(default="*/15 * * * *", description="When the CI runners are looked at (UTC).")
     jetson_images_cron: str = Field(default="0 4 1 * *", description="When the Jetsons are captured (UTC).")
     registry_gc_cron: str = Field(default="0 5 * * 3", description="When the registry's garbage is collected (UTC).")
     runbook_base: str = Field(
         default="https://github.com/aifocal/akidb_pipelines/blob/main/docs",
         description="Where the docs folder is served; runbook links in the UI begin with it.",
     )
-    github_url: str = Field(default="", description="GitHub API that `doctor` tries to reach.")
+    github_url: str = Field(default="", description="GitHub API; default for CI capacity: https://api.github.com.")
+    github_repository: str = Field(default="", description="owner/name whose CI capacity is watched; empty: it is not.")
+    github_token: SecretStr = Field(default=SecretStr(""), description="Token that may read its Actions and runners.")
+    runner_jobs_baseline: int = Field(default=6, gt=0, description="CI jobs at once that the runners are planned for.")
+    runner_jobs_burst: int = Field(default=12, gt=0, description="CI jobs at once at which capacity is exhausted.")
     grafana_url: str = Field(default="", description="Grafana that `doctor` tries to reach.")
 
     @classmethod
@@ -125,7 +131,7 @@ class Settings(BaseSettings):
 
     @property
     def inventory_path(self) -> Path:
-        """The inventory of the Jetsons."""
+        """The inventory of Jetsons and CI runners."""
         if self.inventory:
             return self.inventory
         checkout = _checkout()

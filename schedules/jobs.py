@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets import fixtures, jetson, registry
+from assets import fixtures, jetson, registry, runners
 
 fixtures_job = dg.define_asset_job(
     "fixtures",
@@ -33,4 +33,19 @@ jetson_images_job = dg.define_asset_job(
     description="Capture the drive of one Jetson for one month, check the image, make it golden.",
     # The first image of a large drive takes hours.
     tags={"pipeline": "jetson", "dagster/max_runtime": "86400"},
+)
+
+runner_images_job = dg.define_asset_job(
+    "runner_images",
+    selection=dg.AssetSelection.assets(runners.IMAGE_BUILD, runners.ARCHIVE, runners.RELEASE),
+    description="Build the image of one CI runner for one week, archive it, boot what was archived, put it into production.",
+    # A Mac's image takes hours.
+    tags={"pipeline": "runner_images", "dagster/max_runtime": "28800"},
+)
+
+runner_capacity_job = dg.define_asset_job(
+    "runner_capacity",
+    selection=dg.AssetSelection.assets(runners.CAPACITY),
+    description="Ask GitHub how busy the CI runners are.",
+    tags={"pipeline": "runner_images"},
 )

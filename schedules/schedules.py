@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import dagster as dg
 
 from akidb_pipelines.periods import Month, Week
-from assets.partitions import DEVICE, MONTH
-from schedules.jobs import fixtures_job, jetson_images_job, registry_gc_job
+from assets.partitions import DEVICE, MONTH, RUNNER, WEEK
+from schedules.jobs import fixtures_job, jetson_images_job, registry_gc_job, runner_capacity_job, runner_images_job
 
 
 def weekly_fixtures(cron: str) -> dg.ScheduleDefinition:
@@ -54,3 +54,32 @@ def jetson_images(cron: str, devices: Sequence[str]) -> dg.ScheduleDefinition:
         return [dg.RunRequest(run_key=key, partition_key=key) for key in keys]
 
     return schedule
+
+
+def runner_images(cron: str, runners: Sequence[str]) -> dg.ScheduleDefinition:
+    """On Sundays, every runner, for the running week."""
+
+    @dg.schedule(
+        name="runner_images",
+        job=runner_images_job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        description="By default Sunday 03:00 UTC: build, archive, boot and release every CI runner of the inventory, one run a runner.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+        week = Week.containing(context.scheduled_execution_time).key
+        keys = [dg.MultiPartitionKey({WEEK: week, RUNNER: runner}) for runner in runners]
+        return [dg.RunRequest(run_key=key, partition_key=key) for key in keys]
+
+    return schedule
+
+
+def runner_capacity(cron: str) -> dg.ScheduleDefinition:
+    """Every quarter of an hour."""
+    return dg.ScheduleDefinition(
+        name="runner_capacity",
+        job=runner_capacity_job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        description="By default every 15 minutes: how many CI jobs run and wait, which runners are offline.",
+    )

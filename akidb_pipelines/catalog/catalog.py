@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import Session
 
-from akidb_pipelines.catalog.models import Base, CheckRow, FindingRow, FixtureReleaseRow, JetsonImageRow
+from akidb_pipelines.catalog.models import Base, CheckRow, FindingRow, FixtureReleaseRow, JetsonImageRow, RunnerImageRow
 from akidb_pipelines.errors import InputError, OutsideError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -85,6 +85,29 @@ class CataloguedImage:
     stored_bytes: int
     changed_blocks: int
     captured_at: str
+
+
+@dataclass(frozen=True)
+class CataloguedRunnerImage:
+    """A snapshot of a runner image as the catalog knows it."""
+
+    snapshot_id: str
+    runner: str
+    week: str
+    revision: int
+    root_sha256: str
+    digests_sha256: str
+    template_sha256: str
+    builder: str
+    state: str
+    image_id: str
+    architecture: str
+    tools: tuple[str, ...]
+    built_on: str | None
+    size_bytes: int
+    new_bytes: int
+    stored_bytes: int
+    archived_at: str
 
 
 class Catalog:
@@ -212,6 +235,12 @@ class Catalog:
         with self._session() as session:
             session.execute(delete(JetsonImageRow).where(JetsonImageRow.name == name))
             session.add_all(JetsonImageRow(**vars(image)) for image in images)
+
+    def record_runner_images(self, runner: str, images: Sequence[CataloguedRunnerImage]) -> None:
+        """Keep what snapshots there are of a runner, in the place of what was known before."""
+        with self._session() as session:
+            session.execute(delete(RunnerImageRow).where(RunnerImageRow.runner == runner))
+            session.add_all(RunnerImageRow(**{**vars(image), "tools": json.dumps(image.tools)}) for image in images)
 
     # --- as data to be checked
 

@@ -52,6 +52,32 @@ class JetsonImageRow(Base):
     """RFC 3339, milliseconds, Z."""
 
 
+class RunnerImageRow(Base):
+    """One archived snapshot of a runner image; the row behind AkiDB::Ops::RunnerImage."""
+
+    __tablename__ = "runner_images"
+
+    snapshot_id: Mapped[str] = mapped_column(String(80), primary_key=True)
+    runner: Mapped[str] = mapped_column(String(48))
+    week: Mapped[str] = mapped_column(String(8))
+    revision: Mapped[int] = mapped_column(Integer)
+    root_sha256: Mapped[str] = mapped_column(String(64))
+    digests_sha256: Mapped[str] = mapped_column(String(64))
+    template_sha256: Mapped[str] = mapped_column(String(64))
+    builder: Mapped[str] = mapped_column(String(8))
+    state: Mapped[str] = mapped_column(String(12))
+    image_id: Mapped[str] = mapped_column(String(160))
+    architecture: Mapped[str] = mapped_column(String(16))
+    tools: Mapped[str] = mapped_column(Text)
+    """JSON array of `name=version`."""
+    built_on: Mapped[str | None] = mapped_column(String(80))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    new_bytes: Mapped[int] = mapped_column(BigInteger)
+    stored_bytes: Mapped[int] = mapped_column(BigInteger)
+    archived_at: Mapped[str] = mapped_column(String(24))
+    """RFC 3339, milliseconds, Z."""
+
+
 class CheckRow(Base):
     """The newest outcome of one check on one build."""
 

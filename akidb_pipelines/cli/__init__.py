@@ -21,6 +21,7 @@ from akidb_pipelines.cli.fixtures import fixtures_app
 from akidb_pipelines.cli.images import images_app
 from akidb_pipelines.cli.lab import lab_app
 from akidb_pipelines.cli.registry import registry_app
+from akidb_pipelines.cli.runners import runners_app
 from akidb_pipelines.cli.store import store_app
 from akidb_pipelines.errors import ExitCode, PipelineError
 from akidb_pipelines.settings import Settings
@@ -34,6 +35,7 @@ app = typer.Typer(
 hooks_app = typer.Typer(no_args_is_help=True, help="Git hooks.")
 app.add_typer(fixtures_app, name="fixtures")
 app.add_typer(images_app, name="images")
+app.add_typer(runners_app, name="runners")
 app.add_typer(lab_app, name="lab")
 app.add_typer(registry_app, name="registry")
 app.add_typer(store_app, name="store")

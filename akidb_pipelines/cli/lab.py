@@ -16,16 +16,27 @@ from akidb_pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from akidb_pipelines.lab.jetson import JetsonLab, LabHost
+    from akidb_pipelines.lab.runner import RunnerLab
 
-KNOWN = ("jetson",)
+KNOWN = ("jetson", "runner")
 
-lab_app = typer.Typer(no_args_is_help=True, help="Stand-ins on this machine: Jetsons with drives and sshd.")
+lab_app = typer.Typer(
+    no_args_is_help=True, help="Stand-ins on this machine: Jetsons with drives and sshd, a Docker engine for CI runners."
+)
 What = Annotated[str, typer.Argument(help=f"Which lab: {', '.join(KNOWN)}.")]
 
 
 @lab_app.command("up")
 def lab_up(what: What = "jetson", as_json: AsJson = False) -> None:
     """Make and start what the inventory describes; what runs already goes on."""
+    if what == "runner":
+        runner = _runner_lab()
+        with err.status("lab") as status:
+            runner.up(lambda told: status.update(told.stage))
+        _show_runner(runner, as_json)
+        if not as_json:
+            out.print("Try:", "  akidb-pipelines runners build docker", sep="\n", soft_wrap=True, highlight=False)
+        return
     lab = _lab(what)
     with err.status("lab") as status:
         hosts = lab.up(lambda told: status.update(told.stage))
@@ -39,13 +50,19 @@ def lab_up(what: What = "jetson", as_json: AsJson = False) -> None:
 @lab_app.command("down")
 def lab_down(what: What = "jetson") -> None:
     """Stop it and remove everything it made, drives included."""
-    _lab(what).down()
+    if what == "runner":
+        _runner_lab().down()
+    else:
+        _lab(what).down()
 
 
 @lab_app.command("status")
 def lab_status(what: What = "jetson", as_json: AsJson = False) -> None:
     """Which hosts run, and where their drives are."""
-    _show(_lab(what).status(), as_json)
+    if what == "runner":
+        _show_runner(_runner_lab(), as_json)
+    else:
+        _show(_lab(what).status(), as_json)
 
 
 def _lab(what: str) -> JetsonLab:
@@ -56,6 +73,20 @@ def _lab(what: str) -> JetsonLab:
         raise InputError(f"there is no lab {what!r}", hint=f"known are: {', '.join(KNOWN)}")
     settings = Settings.load()
     return JetsonLab(settings.home / "lab" / what, open_inventory(settings))
+
+
+def _runner_lab() -> RunnerLab:
+    from akidb_pipelines.lab.runner import RunnerLab
+
+    settings = Settings.load()
+    return RunnerLab(settings.home / "lab" / "runner", settings.cache)
+
+
+def _show_runner(lab: RunnerLab, as_json: bool) -> None:
+    if as_json:
+        print_json({"engine": lab.url, "running": lab.running()})
+    else:
+        out.print(f"Docker engine {lab.url}: {'running' if lab.running() else 'not running'}", soft_wrap=True, highlight=False)
 
 
 def _show(hosts: Iterable[LabHost], as_json: bool) -> None:

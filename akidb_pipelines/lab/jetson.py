@@ -62,16 +62,16 @@ class JetsonLab:
             InputError: the inventory describes something that the lab cannot make.
             OutsideError: a program, a right, room or a port is missing.
         """
-        for host in self.inventory.hosts.values():
+        for host in self._hosts:
             self._check(host)
-        users = {host.user for host in self.inventory.hosts.values()}
+        users = {host.user for host in self._hosts}
         self._check_owner()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutsideError(f"lab in {self.folder}: {error}", hint="point AKIDB_HOME at a folder you may write") from error
         self._keys.make(users, self.folder / "sign-certificate")
-        possible = [host for host in self.inventory.hosts.values() if os.geteuid() == 0 or not self._runs_from_drive(host)]
+        possible = [host for host in self._hosts if os.geteuid() == 0 or not self._runs_from_drive(host)]
         for number, host in enumerate(possible):
             report(Progress(f"lab: {host.name}", number, len(possible)))
             if device := self.inventory.devices.get(host.name):
@@ -106,7 +106,7 @@ class JetsonLab:
 
     def status(self) -> tuple[LabHost, ...]:
         """All hosts of the inventory, as they are now."""
-        return tuple(self._status(host) for host in self.inventory.hosts.values())
+        return tuple(self._status(host) for host in self._hosts)
 
     def drive(self, name: str) -> Path:
         """The drive of a device as this machine sees it: its loop device, or without root its image file.
@@ -122,6 +122,12 @@ class JetsonLab:
     def _check_owner(self) -> None:
         if self.folder.exists() and os.geteuid() not in (0, owner := self.folder.stat().st_uid):
             raise OutsideError(f"the lab in {self.folder} belongs to user {owner}", hint="run this as that user, or set AKIDB_HOME")
+
+    @property
+    def _hosts(self) -> list[Host]:
+        """The inventory's hosts, without those that are CI runners."""
+        variables = self.inventory.variables
+        return [host for host in self.inventory.hosts.values() if "akidb_runner" not in variables[host.name]]
 
     @property
     def _keys(self) -> Keys:

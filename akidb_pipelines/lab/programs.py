@@ -9,6 +9,9 @@ import subprocess
 from akidb_pipelines.errors import OutsideError
 
 _PACKAGES = {
+    "debootstrap": "debootstrap",
+    "docker": "docker.io",
+    "dockerd": "docker.io",
     "fsfreeze": "util-linux",
     "losetup": "mount",
     "mkfs.ext4": "e2fsprogs",
@@ -19,6 +22,7 @@ _PACKAGES = {
     "sfdisk": "fdisk",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
+    "tar": "tar",
     "umount": "mount",
     "unshare": "util-linux",
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -275,9 +275,25 @@ class OciBucket:
 
 
 def _client(settings: Settings, url: str) -> Any:
+    from oci.object_storage import ObjectStorageClient
+
+    return signed_in(ObjectStorageClient, settings, f"store {url}", settings.oci_endpoint)
+
+
+def signed_in(client: Callable[..., Any], settings: Settings, what: str, endpoint: str = "") -> Any:
+    """A client of the SDK for whoever the settings say.
+
+    Args:
+        client: its class.
+        settings: how to sign in.
+        what: that it is for, for messages.
+        endpoint: its address; default: the region's.
+
+    Raises:
+        InputError: there are no usable credentials.
+    """
     import oci
     from oci.exceptions import ClientError
-    from oci.object_storage import ObjectStorageClient
 
     options: dict[str, Any] = {
         "timeout": (_CONNECT_TIMEOUT_S, settings.store_timeout_s),
@@ -285,16 +301,16 @@ def _client(settings: Settings, url: str) -> Any:
         # The SDK's breaker is one for the whole process: a storm in one transfer would fail every other for half a minute.
         "circuit_breaker_strategy": oci.circuit_breaker.NoCircuitBreakerStrategy(),
     }
-    if settings.oci_endpoint:
-        options["service_endpoint"] = settings.oci_endpoint
+    if endpoint:
+        options["service_endpoint"] = endpoint
     try:
         if settings.oci_auth == "instance_principal":
             signer = oci.auth.signers.InstancePrincipalsSecurityTokenSigner()
-            return ObjectStorageClient({}, signer=signer, **options)
-        return ObjectStorageClient(oci.config.from_file(profile_name=settings.oci_profile), **options)
+            return client({}, signer=signer, **options)
+        return client(oci.config.from_file(profile_name=settings.oci_profile), **options)
     except (ClientError, ValueError, OSError) as error:
         hint = "set up ~/.oci/config (`oci setup config`, or OCI_CONFIG_FILE), or AKIDB_OCI_AUTH=instance_principal on an OCI host"
-        raise InputError(f"store {url}: signing in to OCI: {error}", hint=hint) from error
+        raise InputError(f"{what}: signing in to OCI: {error}", hint=hint) from error
 
 
 def _checked(sha256: str) -> dict[str, str]:

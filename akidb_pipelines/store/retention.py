@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
+from akidb_pipelines.periods import Week
 from akidb_pipelines.store.index import Entry, Index
 from akidb_pipelines.store.lease import YOUNG, BusyError, read
 from akidb_pipelines.store.manifest import blob_key, release_key
@@ -38,9 +39,18 @@ class Policy:
     """So many names (weeks, months), with all their revisions."""
     grace: timedelta = GRACE
     """So long a retired release can still be pulled."""
+    monthly: int = 0
+    """Of so many months the last week as well; for kinds that are named by weeks."""
+    previous: bool = False
+    """Whether the release that a channel pointed at before is kept: what a rollback goes to."""
 
 
-POLICIES: Mapping[str, Policy] = {"fixtures": Policy(newest=8), "images.": Policy(newest=12, grace=timedelta(days=14))}
+_PACKS_GRACE = timedelta(days=14)
+POLICIES: Mapping[str, Policy] = {
+    "fixtures": Policy(newest=8),
+    "images.": Policy(newest=12, grace=_PACKS_GRACE),
+    "runners.": Policy(newest=8, grace=_PACKS_GRACE, monthly=6, previous=True),
+}
 """By kind, or by the beginning of kinds. Others are kept for ever."""
 
 
@@ -101,7 +111,7 @@ def plan(
         what = f"{entry.kind} {entry.version}"
         policy = policy_of[entry.kind]
         grace = policy.grace if policy else GRACE
-        kept = _kept_because(index, entry, newest[entry.kind])
+        kept = _kept_because(index, entry, newest[entry.kind], policy)
         if kept and entry.retired_at:
             after = after.with_entry(replace(entry, retired_at=""))
             decisions.append(Decision(what, "unretire", kept))
@@ -142,18 +152,28 @@ def _key(entry: Entry, file: str) -> str:
 
 def _newest(index: Index, kind: str, policy: Policy | None) -> set[str] | None:
     """The names that a policy keeps; None where there is no policy, and everything is kept."""
+    if policy is None:
+        return None
     names = sorted({e.version.name for e in index.of(kind)}, reverse=True)
-    return set(names[: policy.newest]) if policy else None
+    last: dict[str, str] = {}
+    for name in names if policy.monthly else ():
+        last.setdefault(Week.parse(name).key[:7], name)
+    return {*names[: policy.newest], *list(last.values())[: policy.monthly]}
 
 
-def _kept_because(index: Index, entry: Entry, newest: set[str] | None) -> str:
+def _kept_because(index: Index, entry: Entry, newest: set[str] | None, policy: Policy | None) -> str:
     if entry.pinned:
         return f"pinned: {entry.pinned}"
-    if pointing := sorted(h.channel for h in index.heads.values() if h.kind == entry.kind and h.version == entry.version):
+    heads = [h for h in index.heads.values() if h.kind == entry.kind]
+    if pointing := sorted(h.channel for h in heads if h.version == entry.version):
         return f"channel {', '.join(pointing)} points at it"
-    if newest is None:
+    if newest is None or policy is None:
         return "this kind is kept for ever"
-    return f"one of the newest {len(newest)}" if entry.version.name in newest else ""
+    if policy.previous and (before := sorted(h.channel for h in heads if h.history[-1:] == (str(entry.version),))):
+        return f"channel {', '.join(before)} pointed at it before"
+    if entry.version.name not in newest:
+        return ""
+    return f"one of the newest {policy.newest}" + (f", or the last of one of {policy.monthly} months" if policy.monthly else "")
 
 
 def survey(registry: Registry, index: Index, state: State, now: datetime) -> Plan:

@@ -87,6 +87,11 @@ class Engine:
             loaded = self._client.images.load(stream)
             return str(loaded[0].id)
 
+    def layers(self, image: str) -> list[str]:
+        """Digests of an image's layers, lowest first, `sha256:...`."""
+        with self._telling(f"looking at image {image}"):
+            return list(self._client.images.get(image).attrs["RootFS"]["Layers"])
+
     def tag(self, image: str, repository: str, tag: str) -> None:
         """Give an image another name."""
         with self._telling(f"tagging {image}"):
@@ -150,17 +155,24 @@ class Engine:
             keep_builds: builds whose images stay.
         """
         wanted = {"label": f"{RUNNER_LABEL}={runner}"}
-        containers, images = [], []
+        images = []
+        containers = self.sweep_containers(runner)
         with self._telling(f"sweeping what builds of {runner} have left"):
-            for container in self._client.containers.list(all=True, filters=wanted):
-                containers.append(str(container.short_id))
-                container.remove(force=True)
             for image in self._client.images.list(filters=wanted):
                 if image.labels.get(BUILD_LABEL) in keep_builds:
                     continue
                 images.append(str(image.short_id))
                 self._client.images.remove(image.id, force=True)
-        return Swept(tuple(containers), tuple(images))
+        return Swept(containers, tuple(images))
+
+    def sweep_containers(self, runner: str) -> tuple[str, ...]:
+        """Remove the containers of a runner, whether they run or not; returns their ids."""
+        gone = []
+        with self._telling(f"sweeping containers of {runner}"):
+            for container in self._client.containers.list(all=True, filters={"label": f"{RUNNER_LABEL}={runner}"}):
+                gone.append(str(container.short_id))
+                container.remove(force=True)
+        return tuple(gone)
 
     @contextmanager
     def _telling(self, tried: str) -> Iterator[None]:

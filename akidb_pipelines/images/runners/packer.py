@@ -28,6 +28,8 @@ _TASK = re.compile(r"TASK \[(?:\w+ : )?(.+?)\]")
 _FATAL = re.compile(r"(?:fatal|failed): \[.*?\]: .*? => (\{.*\})")
 _VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
 _COMMA = "%!(PACKER_COMMA)"
+_MOST_TOLD = 100
+"""Longer lines, such as the command of Ansible, are for the log."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ class _Output:
             self.errors.append(text)
         elif match := _TASK.search(text):
             self.report(Progress(f"packer: {match[1]}"))
-        elif how == "say":
-            self.report(Progress(f"packer: {text.removeprefix('==> ').splitlines()[0]}" if text else "packer"))
+        elif how == "say" and text.startswith("==> ") and len(text) < _MOST_TOLD:
+            self.report(Progress(f"packer: {text.removeprefix('==> ')}"))
         self.tail.append(text)
         return text
 

@@ -100,6 +100,7 @@ def _fill(
             f"{snapshot.id}: {lost} of the {len(rows)} pieces of {content.file.name} lie in no pack",
             hint="a pack is gone from the store: use another snapshot, or build the runner again; docs/runbooks/bad-runner-image.md",
         )
+    stage = f"restoring {content.file.name[:19]}"
     begins, _ = shape.content_pieces()
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
@@ -115,10 +116,11 @@ def _fill(
                     at = (number - len(begins)) * PIECE_BYTES
                     headers[at : at + len(data)] = data
                 done += len(data)
-            report(Progress(f"restoring {content.file.name[:19]}", done, shape.size_bytes, in_bytes=True))
+            report(Progress(stage, done, shape.size_bytes, in_bytes=True))
         for at, taken, length in shape.headers():
             os.pwrite(out.fileno(), headers[taken : taken + length], start + at)
         os.fsync(out.fileno())
+    report(Progress(stage, shape.size_bytes, shape.size_bytes, in_bytes=True))
 
 
 def _expect_digest(path: Path, slot: Slot, snapshot: Snapshot) -> None:
