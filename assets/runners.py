@@ -6,6 +6,7 @@ reads the annotations of `context` as they stand.
 
 import os
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -213,7 +214,8 @@ def _piped(context: dg.AssetCheckExecutionContext, pipes: PipesDockerClient, run
         timer = threading.Timer(_BOOT_SECONDS, stop)
         timer.start()
         try:
-            with _docker_host(engine.url):
+            with _docker_host(engine.url), warnings.catch_warnings():
+                warnings.simplefilter("ignore", dg.PreviewWarning)  # of Pipes itself
                 done = pipes.run(
                     context=context.op_execution_context,
                     image=image,
@@ -300,20 +302,26 @@ def _archive_metadata(archived: "Archived", changed: "Difference | None", settin
 # --- capacity
 
 
-@dg.asset(
-    key=CAPACITY,
-    group_name=GROUP,
-    owners=[PLATFORM],
-    kinds={"github"},
-    output_required=False,
+@dg.multi_asset(
+    name="ci_runner_capacity",
+    specs=[
+        dg.AssetSpec(
+            CAPACITY,
+            group_name=GROUP,
+            owners=[PLATFORM],
+            kinds={"github"},
+            description="Jobs that run and wait on the CI runners, and which are online, from GitHub Actions.",
+            tags={"runbook": "ci-runner-offline"},
+            skippable=True,
+        )
+    ],
+    can_subset=True,  # hence nothing has to come of it: what is not configured is neither there nor green
     check_specs=[
         dg.AssetCheckSpec(
             CAPACITY_CHECK, asset=CAPACITY, description="CI jobs do not wait: feeds the alert ci-runner.capacity.exhausted."
         ),
         dg.AssetCheckSpec("online", asset=CAPACITY, description="Every registered runner is online."),
     ],
-    description="Jobs that run and wait on the CI runners, and which are online, from GitHub Actions.",
-    tags={"runbook": "ci-runner-offline"},
 )
 def ci_runner_capacity(
     context: dg.AssetExecutionContext, runner_tools: Tools

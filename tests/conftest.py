@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,10 +18,12 @@ from akidb_pipelines.fixtures.migrations import Migrations, load_migrations
 from akidb_pipelines.fixtures.profiles import profile_named
 from akidb_pipelines.fixtures.weekly import Workshop, open_workshop
 from akidb_pipelines.fixtures.world import Request
+from akidb_pipelines.lab.runner import RunnerLab
 from akidb_pipelines.periods import Week
 from akidb_pipelines.settings import Settings
 from tests.services.jetson_lab import LabForTests, running_lab
 from tests.services.oci_stub import OciStub
+from tests.services.runner_lab import running_runner_lab
 from tests.services.s3_rules_stub import S3RulesStub
 from tests.services.seaweed import Seaweed
 
@@ -87,6 +90,23 @@ def jetson_lab(tmp_path_factory) -> Iterator[LabForTests]:
     """Two Jetsons with drives of 64 MiB and their bastion, for the whole session. Who stops one of them brings it `up` again."""
     with running_lab(tmp_path_factory.mktemp("jetsons"), size_mib=64) as lab:
         yield lab
+
+
+@pytest.fixture(scope="session")
+def runner_lab() -> Iterator[RunnerLab]:
+    """A Docker engine with the lab's base image, for the whole session. Who stops it brings it `up` again."""
+    with running_runner_lab() as lab:
+        yield lab
+
+
+@pytest.fixture
+def runner_home(runner_lab) -> Path:
+    """The engine's home, without builds and snapshots of earlier tests."""
+    home = runner_lab.folder.parents[1]
+    for path in home.iterdir():
+        if path.name != "lab":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return home
 
 
 # --- the command, and a disk that can be full

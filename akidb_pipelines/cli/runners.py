@@ -239,7 +239,9 @@ def runners_list(
         )
     wide(130).print(table)
     if not snapshots:
-        err.print("none yet: akidb-pipelines lab up runner, then akidb-pipelines runners build docker", highlight=False)
+        err.print(
+            "none yet: akidb-pipelines lab up runner, then akidb-pipelines runners build docker", highlight=False, soft_wrap=True
+        )
 
 
 def _snapshot_json(snapshot: Snapshot) -> dict[str, Any]:

@@ -109,6 +109,8 @@ class RunnerLab:
         _unmount_below(self.folder)
         for stale in ("docker.pid", "docker.sock"):
             (self.folder / stale).unlink(missing_ok=True)
+        # Of a killed one: its containerd would be waited for.
+        shutil.rmtree(self.folder / "x", ignore_errors=True)
         # No bridge and no packet filter: the lab changes nothing of this machine's network; builds use it as it is.
         command = [
             find("dockerd"),

@@ -213,7 +213,7 @@ class _Archive:
         digests = b"".join(f.digests for f in files)
         shapes = [f.shape.to_bytes() for f in files]
         intake.expect_packs(digests)
-        previous = shelf.latest(built.runner)
+        previous = shelf.latest(built.runner, built.week)
         counts = Counts(len(digests) // DIGEST_BYTES, read.read_bytes, intake.new_bytes, intake.stored_bytes, read.sent_bytes)
         seconds = perf_counter() - self._begun
         if previous and previous.record.week == built.week and _same(previous.record, built, digests):

@@ -11,8 +11,9 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -119,7 +120,8 @@ class Workplace:
                         f"runner {runner.name}: base image {runner.base} is not in the engine",
                         hint='akidb-pipelines lab up runner makes the lab\'s; set akidb_runner_packer: {pull: "true"} to have it pulled',
                     )
-            artifact = self._run(runner, week, build_id, folder, report)
+            unstick = partial(engine.sweep_containers, runner.name) if engine else lambda: None
+            artifact = self._run(runner, week, build_id, folder, report, unstick)
             facts = json.loads((folder / _FACTS).read_bytes())
             name = f"{_repository(runner.name)}:{build_id}" if engine else artifact
             image_id = engine.image_id(name) if engine else artifact
@@ -139,9 +141,11 @@ class Workplace:
             )
             write_whole(folder / _BUILD, json.dumps(asdict(built)).encode())
             return built
-        except BaseException:
+        except BaseException as error:
             if engine:
                 self._sweep(engine, runner.name, report)
+            if isinstance(error, OSError):
+                raise OutsideError(f"building in {folder}: {error}", hint="free some space, or move AKIDB_HOME") from error
             raise
         finally:
             if engine:
@@ -154,7 +158,7 @@ class Workplace:
             told = f"{len(swept.containers)} containers and {len(swept.images)} images that builds had left"
             report(Progress(f"removed {told}"))
 
-    def _run(self, runner: Runner, week: Week, build_id: str, folder: Path, report: Report) -> str:
+    def _run(self, runner: Runner, week: Week, build_id: str, folder: Path, report: Report, unstick: Callable[[], object]) -> str:
         with scratch_folder(self.scratch) as scratch:
             variables = scratch / "ansible.json"
             variables.write_text(
@@ -183,7 +187,9 @@ class Workplace:
             if runner.docker_host:
                 environment["DOCKER_HOST"] = runner.docker_host
             try:
-                return run_packer(find_packer(), runner.template, told, environment, folder / _LOG, runner.timeout_seconds, report)
+                return run_packer(
+                    find_packer(), runner.template, told, environment, folder / _LOG, runner.timeout_seconds, report, unstick
+                )
             except PipelineError as error:
                 if problems := _problems(folder / _FACTS):
                     raise CheckError(

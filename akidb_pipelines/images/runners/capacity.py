@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from akidb_pipelines.errors import OutsideError
+from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.settings import Settings
 
 if TYPE_CHECKING:
@@ -82,17 +82,19 @@ class Actions:
             "X-GitHub-Api-Version": "2022-11-28",
         }
         try:
-            with httpx.Client(base_url=self.url, headers=headers, timeout=self.timeout_s) as client:
+            with httpx.Client(base_url=self.url, headers=headers, timeout=self.timeout_s, follow_redirects=True) as client:
                 runners = list(self._all(client, "runners", "runners"))
+                # Those that wait first: a run that starts meanwhile is then seen twice, and not missed.
                 runs = [
-                    run["id"] for status in ("in_progress", "queued") for run in self._all(client, "runs", "workflow_runs", status)
+                    run["id"] for status in ("queued", "in_progress") for run in self._all(client, "runs", "workflow_runs", status)
                 ]
                 jobs = [job for run in dict.fromkeys(runs) for job in self._all(client, f"runs/{run}/jobs", "jobs")]
         except httpx.HTTPError as error:
             raise OutsideError(
                 f"GitHub {self.url}, {self.repository}: {error}", hint="check AKIDB_GITHUB_URL and the network"
             ) from error
-        ours = [job for job in jobs if "self-hosted" in job["labels"]]
+        labels = [{str(label["name"]).lower() for label in runner.get("labels", ())} for runner in runners]
+        ours = [job for job in jobs if _is_ours({str(label).lower() for label in job["labels"]}, labels)]
         return Capacity(
             running=sum(job["status"] == "in_progress" for job in ours),
             queued=sum(job["status"] == "queued" for job in ours),
@@ -111,14 +113,26 @@ class Actions:
             answer = client.get(path, params=asked)
             if answer.status_code != 200:
                 raise OutsideError(f"GitHub {self.url}{path}: {answer.status_code}: {answer.text[:300]}", hint=_hint(answer))
-            items = answer.json()[field]
+            try:
+                items = answer.json()[field]
+            except (ValueError, KeyError, TypeError) as error:
+                raise OutsideError(
+                    f"GitHub {self.url}{path}: this is no answer of GitHub's API: {answer.text[:200]!r}",
+                    hint="check AKIDB_GITHUB_URL, and the proxies between",
+                ) from error
             yield from items
             if len(items) < _PAGE:
                 return
 
 
+def _is_ours(wanted: set[str], runners: list[set[str]]) -> bool:
+    """Whether a job with these labels waits for a self-hosted runner."""
+    return "self-hosted" in wanted or (bool(wanted) and any(wanted <= labels for labels in runners))
+
+
 def _hint(answer: httpx.Response) -> str:
-    if answer.status_code in (403, 429) and answer.headers.get("x-ratelimit-remaining") == "0":
+    limited = answer.headers.get("x-ratelimit-remaining") == "0" or "retry-after" in answer.headers
+    if answer.status_code == 429 or (answer.status_code == 403 and limited):
         return "the token's rate limit is used up: it is asked again at the next tick"
     if answer.status_code in (401, 403, 404):
         return "AKIDB_GITHUB_TOKEN needs `actions: read` and `administration: read` for AKIDB_GITHUB_REPOSITORY"
@@ -126,7 +140,18 @@ def _hint(answer: httpx.Response) -> str:
 
 
 def open_actions(settings: Settings) -> Actions | None:
-    """The Actions that settings describe; None when no repository is set."""
+    """The Actions that settings describe; None when no repository is set.
+
+    Raises:
+        InputError: there is no token that can be sent.
+    """
     if not settings.github_repository:
         return None
-    return Actions(settings.github_url or _API, settings.github_repository, settings.github_token.get_secret_value())
+    token = settings.github_token.get_secret_value().strip()
+    if not token or not (token.isascii() and token.isprintable()):
+        found = "none that can be sent" if token else "empty"
+        raise InputError(
+            f"AKIDB_GITHUB_REPOSITORY is {settings.github_repository}, and AKIDB_GITHUB_TOKEN is {found}",
+            hint="set it to a token with `actions: read` and `administration: read`",
+        )
+    return Actions(settings.github_url or _API, settings.github_repository, token)

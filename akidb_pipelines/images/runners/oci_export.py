@@ -6,15 +6,17 @@ Packer's oracle-oci builder has made the image (`create_image`) before.
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from akidb_pipelines.errors import OutsideError
+from akidb_pipelines.errors import IntegrityError, OutsideError
 from akidb_pipelines.progress import Progress, Report
 from akidb_pipelines.settings import Settings
+from akidb_pipelines.store.objects import MissingObjectError
 from akidb_pipelines.store.oci import OciBucket, signed_in
 from akidb_pipelines.store.remote import CutError
 
@@ -46,16 +48,22 @@ class OciExporter:
         self._poll_seconds = poll_seconds
 
     def export(self, image_id: str, target: Path, timeout_seconds: float, report: Report = lambda _: None) -> None:
-        """Export an image and fetch it into a file.
+        """Export an image and fetch it into a new file.
 
         Raises:
-            OutsideError: OCI refuses, the work request fails or does not end in time; nothing stays in the bucket.
+            OutsideError: OCI refuses, the work request fails or does not end in time; nothing stays in the bucket, except that OCI goes on
+                with an export that was given up: the bucket's lifecycle rule removes what comes of that.
+            IntegrityError: other bytes came than the bucket has.
         """
-        key = f"exports/{image_id.rpartition('.')[2]}.qcow2"
+        # A key for every attempt: another one may be under way for the same image.
+        key = f"exports/{image_id.rpartition('.')[2]}-{secrets.token_hex(4)}.qcow2"
+        request = self._begin(image_id, key)
         try:
-            request = self._begin(image_id, key)
             self._wait(image_id, request, timeout_seconds, report)
             self._fetch(key, target, report)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
         finally:
             with suppress(OutsideError):  # whatever went wrong before is what counts; the bucket's lifecycle rule removes leftovers
                 self._bucket.delete([key])
@@ -70,10 +78,7 @@ class OciExporter:
         try:
             return str(self._compute.export_image(image_id, details).headers["opc-work-request-id"])
         except (ServiceError, RequestException) as error:
-            raise OutsideError(
-                f"exporting image {image_id}: {_told(error)}",
-                hint="the group needs `manage instance-images` in the compartment, and `manage objects` in the bucket",
-            ) from error
+            raise OutsideError(f"exporting image {image_id}: {_told(error)}", hint=_hint(error)) from error
 
     def _wait(self, image_id: str, request: str, timeout_seconds: float, report: Report) -> None:
         from oci.exceptions import RequestException, ServiceError
@@ -119,12 +124,25 @@ class OciExporter:
         try:
             with target.open("xb") as out:
                 for start in range(0, size, _PART):
-                    part = bytearray(min(_PART, size - start))
-                    self._fetch_part(key, start, part)
+                    part = self._fetched_part(key, start, min(_PART, size - start))
                     out.write(part)
                     report(Progress("fetching the export", start + len(part), size, in_bytes=True))
+        except MissingObjectError as error:
+            raise OutsideError(f"{self._bucket.url}/{key} went while it was fetched", hint="archive again") from error
         except OSError as error:
             raise OutsideError(f"fetching {key} to {target}: {error}", hint="free some space, or move AKIDB_HOME") from error
+
+    def _fetched_part(self, key: str, start: int, length: int) -> bytearray:
+        """A part that came twice alike: OCI says no digest of an object that it has written itself."""
+        parts = [bytearray(length), bytearray(length)]
+        for part in parts:
+            self._fetch_part(key, start, part)
+        if parts[0] != parts[1]:
+            raise IntegrityError(
+                f"{self._bucket.url}/{key}: other bytes came from byte {start} on when they were read again",
+                hint="bytes are altered on the way: look at the network and the proxies between, then archive again",
+            )
+        return parts[0]
 
     def _fetch_part(self, key: str, start: int, part: bytearray) -> None:
         for attempt in range(_TRIES):
@@ -139,4 +157,15 @@ class OciExporter:
 
 
 def _told(error: Any) -> str:
-    return str(getattr(error, "message", "") or error)
+    """Code, message and request id, as OCI's support asks for them."""
+    if not getattr(error, "code", ""):
+        return str(error)
+    return f"{error.status} {error.code}: {error.message} (request {error.request_id})"
+
+
+def _hint(error: Any) -> str:
+    if getattr(error, "status", 0) in (403, 404):
+        return "the group needs `manage instance-images` in the compartment, and `manage objects` in the bucket"
+    if getattr(error, "status", 0) == 401:
+        return "sign in: look at ~/.oci/config, the key's fingerprint, and this machine's clock"
+    return "try again later, or look at OCI's status page"

@@ -1,7 +1,8 @@
 """Running Packer: its progress while it works, a reason when it fails, an end when it takes too long or we are told to stop.
 
 Packer cleans up after itself when it is interrupted, so that is how every build ends early: by SIGINT, also when this process is killed
-(`setpriv --pdeathsig`). Only one that ignores it for a minute is killed.
+(`setpriv --pdeathsig`). It first waits for whatever runs in its container, though: `unstick` ends that. Only a Packer that goes on for a
+minute after that is killed.
 """
 
 from __future__ import annotations
@@ -13,23 +14,25 @@ import re
 import shutil
 import signal
 import subprocess
+import textwrap
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from typing import TextIO
 
 from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.progress import Progress, Report
 
-_GRACE_SECONDS = 60.0
+_STUCK_SECONDS, _GRACE_SECONDS = 5.0, 60.0
 _TASK = re.compile(r"TASK \[(?:\w+ : )?(.+?)\]")
 _FATAL = re.compile(r"(?:fatal|failed): \[.*?\]: .*? => (\{.*\})")
 _VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
 _COMMA = "%!(PACKER_COMMA)"
-_MOST_TOLD = 100
-"""Longer lines, such as the command of Ansible, are for the log."""
+_MOST_TOLD = 80
+"""Longer lines, such as the command of Ansible, are whole in the log only."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,27 @@ class _Output:
     artifact: str = ""
 
     def take(self, lines: subprocess.Popen[str]) -> None:
-        """Read until it ends; every line is kept in the log, and what a person waits for is reported."""
+        """Read until it ends; every line is kept in the log, and what a person waits for is reported.
+
+        Whatever becomes of the log, reading goes on: a Packer whose output nobody takes would wait for ever.
+        """
         assert lines.stdout is not None
-        with self.log.open("w", encoding="utf-8") as log:
+        log = self.log.open("w", encoding="utf-8", buffering=1)
+        try:
             for line in lines.stdout:
-                text = self._line(line.rstrip("\n"))
-                if text:
-                    log.write(text + "\n")
-                    log.flush()
+                if text := self._line(line.rstrip("\n")):
+                    self._keep(log, text)
+        finally:
+            lines.stdout.close()
+            with contextlib.suppress(OSError):
+                log.close()
+
+    def _keep(self, log: TextIO, text: str) -> None:
+        try:
+            log.write(text + "\n")
+        except OSError as error:
+            if str(error) not in self.errors:
+                self.errors.append(f"{self.log}: {error.strerror}")
 
     def _line(self, line: str) -> str:
         """One line of `-machine-readable`: time, target, type, data."""
@@ -104,8 +120,8 @@ class _Output:
             self.errors.append(text)
         elif match := _TASK.search(text):
             self.report(Progress(f"packer: {match[1]}"))
-        elif how == "say" and text.startswith("==> ") and len(text) < _MOST_TOLD:
-            self.report(Progress(f"packer: {text.removeprefix('==> ')}"))
+        elif how == "say" and text.startswith("==> "):
+            self.report(Progress(f"packer: {textwrap.shorten(text.removeprefix('==> '), _MOST_TOLD, placeholder=' ...')}"))
         self.tail.append(text)
         return text
 
@@ -127,6 +143,7 @@ def run_packer(
     log: Path,
     timeout_seconds: float,
     report: Report = lambda _: None,
+    unstick: Callable[[], object] = lambda: None,
 ) -> str:
     """Build a template; returns the id of the artifact.
 
@@ -138,6 +155,7 @@ def run_packer(
         log: gets what Packer prints.
         timeout_seconds: it is interrupted after so long.
         report: told every step.
+        unstick: ends what runs in the machine that is built.
 
     Raises:
         OutsideError: it failed, or took too long; the message has the reason.
@@ -172,7 +190,7 @@ def run_packer(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(min(1.0, timeout_seconds))
     finally:
-        _end(process)
+        _end(process, unstick)
         reader.join(10)
     if late:
         raise OutsideError(
@@ -201,11 +219,15 @@ def _run_init(packer: Packer, template: Path, environment: Mapping[str, str]) ->
         )
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str], unstick: Callable[[], object]) -> None:
     """Interrupt it if it still runs, and wait until it has cleaned up; nothing of its session stays."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_STUCK_SECONDS)
+    if process.poll() is None:
+        unstick()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE_SECONDS)
     with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -67,10 +67,10 @@ class Shelf:
         index, wanted = self.library.registry.index(), parse_ref(text)
         return self._snapshot(index, entry_of(index, snapshot_kind(wanted.name), wanted, text, "runners"))
 
-    def latest(self, runner: str) -> Snapshot | None:
-        """The runner's newest snapshot that may be used."""
+    def latest(self, runner: str, week: str = "") -> Snapshot | None:
+        """The runner's newest snapshot that may be used; of those up to a week, if one is named."""
         index = self.library.publisher.index()
-        usable = [e for e in index.of(snapshot_kind(runner)) if not e.revoked]
+        usable = [e for e in index.of(snapshot_kind(runner)) if not e.revoked and (not week or e.version.name <= week)]
         return self._snapshot(index, usable[-1]) if usable else None
 
     def production(self, runner: str) -> Snapshot | None:
