@@ -7,7 +7,7 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 
-from bench import checks, fixtures, images, loading, registry
+from bench import checks, fixtures, images, loading, registry, runners
 
 
 def main() -> None:
@@ -21,6 +21,7 @@ def main() -> None:
             "fixtures": lambda: chain(fixtures.lines(work), checks.lines(work / "load.db")),
             "registry": lambda: registry.lines(work),
             "images": lambda: images.lines(work),
+            "runners": lambda: runners.lines(work),
         }
         for line in chain.from_iterable(parts[name]() for name in sys.argv[1:] or parts):
             missed += line.met is False

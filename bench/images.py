@@ -301,7 +301,7 @@ class _Images:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._random = np.random.default_rng(2025)
-        self._content = _Content(self._random)
+        self._content = Content(self._random)
 
     def make(self) -> None:
         """Both months."""
@@ -372,7 +372,7 @@ class _Images:
 _Kind = Callable[[int], bytes]
 
 
-class _Content:
+class Content:
     """Content of files, of three kinds; each kind keeps its share of all bytes."""
 
     def __init__(self, random: np.random.Generator) -> None:

@@ -58,6 +58,17 @@ class RunnerLab:
         Raises:
             OutsideError: a program, a right or room is missing.
         """
+        self.start(report)
+        engine = Engine(self.url)
+        try:
+            if not engine.image_id(BASE):
+                self._import_base(report)
+        finally:
+            engine.close()
+        report(Progress("lab: up"))
+
+    def start(self, report: Report = _silent) -> None:
+        """Start the engine if it does not run. See up."""
         if os.geteuid() != 0:
             raise OutsideError(
                 "the lab's Docker engine runs as root", hint="sudo, or set akidb_runner_docker_host to an engine that you may use"
@@ -71,13 +82,6 @@ class RunnerLab:
         if not self.running():
             report(Progress("lab: starting a Docker engine"))
             self._start()
-        engine = Engine(self.url)
-        try:
-            if not engine.image_id(BASE):
-                self._import_base(report)
-        finally:
-            engine.close()
-        report(Progress("lab: up"))
 
     def down(self) -> None:
         """Stop the engine with its containers, and remove all it had.

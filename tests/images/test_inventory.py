@@ -29,7 +29,7 @@ def test_the_lab_has_two_jetsons_and_a_bastion_below_the_home(tmp_path):
     inventory = open_inventory(Settings(home=tmp_path / "home"))
 
     assert list(inventory.devices) == ["jetson-a", "jetson-b"]
-    assert set(inventory.hosts) == {"lab-bastion", "jetson-a", "jetson-b"}
+    assert set(inventory.hosts) == {"lab-bastion", "jetson-a", "jetson-b", "lab-runner"}
     a, b = inventory.devices.values()
     assert a.drive == str(tmp_path / "home/lab/jetson/jetson-a/nvme0n1")
     assert (a.serial, a.freeze_mounts, b.freeze_mounts, b.facts_root) == ("LAB-NVME-A", (), ("/",), "/facts")

@@ -4,10 +4,10 @@ and every layer by its own, before the file gets its name."""
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
 import secrets
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -105,7 +105,8 @@ def _fill(
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
     done = 0
-    with path.open("r+b") as out, mmap.mmap(-1, max(1, shape.header_bytes)) as headers:
+    # The header stream is laid in between at the end. In a file until then: an image of many small files has a lot of it.
+    with path.open("r+b") as out, tempfile.TemporaryFile(dir=path.parent) as headers:
         out.truncate(max(start + shape.size_bytes, os.fstat(out.fileno()).st_size))
         for row, data in shelf.library.blocks.read(table, ordered[ordered >= 0]):
             first, last = np.searchsorted(ordered, [row, row + 1])
@@ -113,12 +114,11 @@ def _fill(
                 if number < len(begins):
                     os.pwrite(out.fileno(), data, start + int(begins[number]))
                 else:
-                    at = (number - len(begins)) * PIECE_BYTES
-                    headers[at : at + len(data)] = data
+                    os.pwrite(headers.fileno(), data, (number - len(begins)) * PIECE_BYTES)
                 done += len(data)
             report(Progress(stage, done, shape.size_bytes, in_bytes=True))
         for at, taken, length in shape.headers():
-            os.pwrite(out.fileno(), headers[taken : taken + length], start + at)
+            os.pwrite(out.fileno(), os.pread(headers.fileno(), length, taken), start + at)
         os.fsync(out.fileno())
     report(Progress(stage, shape.size_bytes, shape.size_bytes, in_bytes=True))
 
