@@ -134,7 +134,7 @@ def _measured(folder: Path, url: str) -> Iterator[Line]:
 
 
 def _layers(folder: Path) -> Iterator[tuple[int, Path]]:
-    """A file system of 800 MiB in two weeks, as tars: files of 45 KB in the mean, as in Debian, rebuilt with other times, few with other content."""
+    """A file system of 800 MiB in two weeks, as tars. Files have 45 KB in the mean, as in Debian; all are rebuilt, few are other."""
     random = np.random.default_rng(2026)
     content = Content(random)
     files: list[bytes] = []
