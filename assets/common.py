@@ -52,6 +52,8 @@ def logging(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext | 
 def newest_partition(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey) -> str:
     """Key of the partition that a step is about: its run's, or, for a check run by hand, the newest that is materialized.
 
+    Of devices or runners that is the one that was materialized last.
+
     Raises:
         dg.Failure: nothing was materialized yet.
     """
@@ -60,7 +62,9 @@ def newest_partition(context: dg.AssetExecutionContext | dg.AssetCheckExecutionC
         done = context.instance.get_materialized_partitions(asset)
         if not done:
             raise dg.Failure(f"{asset.to_user_string()} was not materialized yet: there is nothing to check", allow_retries=False)
-        key = max(done)
+        # Keys of two dimensions begin with the device or runner, and do not sort by age.
+        newest = context.instance.fetch_materializations(asset, limit=1).records[0].partition_key
+        key = newest if newest and "|" in newest else max(done)
     return key
 
 

@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from dagster_docker import PipesDockerClient
 
-from akidb_pipelines.errors import OutsideError
+from akidb_pipelines.errors import OutsideError, PipelineError
 from akidb_pipelines.images.runners.checklist import BLOCKING_CHECKS, CHECKS
 from akidb_pipelines.periods import Week
 from akidb_pipelines.resources import RunnerTools
@@ -119,7 +119,11 @@ def runner_assets(runners: Sequence[str]) -> RunnerAssets:
         with telling(retry=True):
             foundry = runner_tools.open_foundry()
             archived = foundry.archive(runner_tools.runner(runner), week, logging(context)(runner), context.run.run_id)
+        changed = None
+        try:
             changed = runner_tools.difference(foundry, archived.snapshot)
+        except PipelineError as error:  # news only: the image is archived
+            context.log.warning(f"what has changed could not be told: {error}")
         told = "archived" if archived.created else "unchanged: the same image is there already"
         context.log.info(f"{archived.snapshot.id} {told}" + (f"; {changed.summary}" if changed else ""))
         return dg.MaterializeResult(
@@ -147,7 +151,9 @@ def runner_assets(runners: Sequence[str]) -> RunnerAssets:
             snapshot = foundry.shelf.find(built_metadata(context, ARCHIVE, key, _SNAPSHOT))
             boot = _piped(context, pipes_docker, runner)
             wanted = [c for c in CHECKS if c in names]
-            for report in foundry.run_checks(runner_tools.runner(runner), snapshot, wanted, logging(context)(runner), boot):
+            for report in foundry.run_checks(
+                runner_tools.runner(runner), snapshot, wanted, logging(context)(runner), boot, context.run.run_id
+            ):
                 context.log.info(f"{snapshot.id} {report.check}: {report.summary}")
                 about = {"partition_key": dg.MetadataValue.text(key), _SNAPSHOT: dg.MetadataValue.text(snapshot.id)}
                 yield check_result(report, ARCHIVE, **about)
@@ -197,19 +203,24 @@ def _piped(context: dg.AssetCheckExecutionContext, pipes: PipesDockerClient, run
     """Start the image by Dagster Pipes: what the probe in it logs stands in the run's log."""
 
     def boot(engine: "Engine", image: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        from akidb_pipelines.images.runners.engine import PROBE_PATH, RUNNER_LABEL, probe_volumes
+        from dagster_pipes import DagsterPipesError
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+
+        from akidb_pipelines.images.runners.engine import PROBE_PATH, PROBING_LABEL, probe_volumes
 
         options = {
             "entrypoint": [],
             "network_mode": "none",
-            "labels": {RUNNER_LABEL: runner},
+            "labels": {PROBING_LABEL: runner},
             "volumes": probe_volumes(),
         }
         late = threading.Event()
 
         def stop() -> None:
             late.set()
-            engine.sweep_containers(runner)
+            with suppress(PipelineError):  # then Pipes goes on, and the run's own limit ends it
+                engine.sweep_containers(runner)
 
         timer = threading.Timer(_BOOT_SECONDS, stop)
         timer.start()
@@ -223,16 +234,17 @@ def _piped(context: dg.AssetCheckExecutionContext, pipes: PipesDockerClient, run
                     extras={"request": request},
                     container_kwargs=options,
                 )
-            return dict(done.get_custom_messages()[-1])
-        except Exception as error:
-            if late.is_set():
-                raise OutsideError(
-                    f"image {image}: booted, and did not answer within {_BOOT_SECONDS} s", hint="see what its smoke job waits for"
-                ) from error
-            raise
+            if told := done.get_custom_messages():
+                return dict(told[-1])
+            found = "the probe said nothing"
+        except (DagsterPipesError, DockerException, RequestException) as error:
+            found = f"did not answer within {_BOOT_SECONDS} s" if late.is_set() else str(error)
         finally:
             timer.cancel()
             engine.sweep_containers(runner)  # Pipes leaves its container
+        raise OutsideError(
+            f"image {image}: booted by Dagster Pipes: {found}", hint="an image needs python3; akidb-pipelines runners boot-test"
+        )
 
     return boot
 

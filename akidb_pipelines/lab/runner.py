@@ -2,7 +2,7 @@
 
     <folder>/docker.sock    the engine listens here
     <folder>/data           its images
-    <folder>/base.tar       Debian, made once by debootstrap
+    <cache>/lab-base-bookworm.tar    Debian, made once by debootstrap
 
 As root; others set `akidb_runner_docker_host` to an engine that they may use.
 """

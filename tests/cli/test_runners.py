@@ -24,9 +24,11 @@ def test_a_runner_is_built_archived_booted_promoted_restored_and_withdrawn(cli, 
     assert archived["id"] == "docker/2026-W47/r1"
     assert archived["image_id"] == built["image_id"]
     assert set(built["tools"]) == {"git", "nodejs", "python3", "sqlite3"}
-    nothing = runners("archive", "docker", *WEEK)
+    again = told(runners("archive", "docker", *WEEK, "--json"))
+    assert (again["id"], again["created"]) == (archived["id"], False)
+    nothing = runners("archive", "docker", "--week", "2026-W40")
     assert nothing.code == 2
-    assert "its build is archived already" in nothing.err
+    assert "was not built for 2026-W40" in nothing.err
     early = runners("promote", "docker")
     assert early.code == 1
     assert "tools was not run" in early.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -144,8 +145,8 @@ def _mounts(real: str) -> list[dict[str, Any]]:
     """File systems and swap on the drive that this process can see."""
     devices = _devices(real)
     found: list[dict[str, Any]] = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as source:
-        for line in source:
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as source:
+        for line in source:  # not on macOS, where only files are read
             before, _, after = line.partition(" - ")
             fields, kind = before.split(), after.split()
             if fields[2] in devices:
@@ -171,7 +172,7 @@ def _is_in_use(real: str, *, is_drive: bool) -> bool:
     except OSError:
         return is_drive
     try:
-        if not is_drive:
+        if not is_drive and hasattr(fcntl, "F_SETLEASE"):
             fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
             fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError as error:

@@ -3,7 +3,7 @@
     layers (or disks) > pieces > not yet in a pack? > frames > packs > release
 
 Whatever a killed archive left in packs is found by the next one. What is read must be what was built: the digest of every layer is compared
-with the image's configuration, before anything is released.
+with the image's configuration, and a disk must not be written meanwhile, before anything is released.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import BinaryIO
 
-from akidb_pipelines.errors import IntegrityError
+from akidb_pipelines.errors import CheckError, IntegrityError
 from akidb_pipelines.images.drives import DIGEST_BYTES, ZERO, Drive
 from akidb_pipelines.images.image import digest_array_sha256
 from akidb_pipelines.images.intake import Intake
@@ -159,6 +159,7 @@ def archive_disks(
 
     Raises:
         BusyError, OutsideError: see archive_docker.
+        CheckError: somebody wrote to one while it was read.
     """
     read = _Read(architecture=str(built.facts.get("architecture", "")))
     with shelf.library.working_on(snapshot_kind(built.runner), f"archiving {built.runner} {built.week}", run_id) as held:
@@ -178,7 +179,8 @@ def _previous_digests(shelf: Shelf, runner: str) -> dict[str, bytes]:
 
 
 def _take_disk(read: _Read, name: str, drive: Drive, intake: Intake, before: bytes, report: Report) -> None:
-    size_bytes = drive.facts().size_bytes
+    facts = drive.facts()
+    size_bytes = facts.size_bytes
     shape = Shape.plain(size_bytes)
     digests = bytearray(shape.piece_count * DIGEST_BYTES)
     digests[: len(before)] = before[: len(digests)]
@@ -189,6 +191,8 @@ def _take_disk(read: _Read, name: str, drive: Drive, intake: Intake, before: byt
             digests[found.number * DIGEST_BYTES : (found.number + 1) * DIGEST_BYTES] = found.digest
         intake.put((found.number, found.digest, found.data) for found in scanned.found if found.data)
         report(Progress(f"reading {name}", scanned.position, size_bytes, in_bytes=True))
+    if drive.facts().writes != facts.writes:
+        raise CheckError(f"{drive.name} was written while it was read", hint="shut the machine down, then archive again")
     # A disk has no digest of its own to be held to: that of its pieces' digests names its content.
     read.files[name] = _File(name, digest_array_sha256(digests), shape, bytes(digests))
     read.read_bytes += drive.read_bytes
@@ -228,7 +232,7 @@ class _Archive:
             system=str(built.facts.get("system", "")),
             tools={t["name"]: t["found"] for t in built.facts.get("tools", ())},
             base=built.base,
-            built_on=_ancestor(shelf.snapshots(), built, order),
+            built_on=_ancestor(shelf.readable(), built, order),
             previous=previous.id if previous else "",
             packer=built.packer,
             template_sha256=built.template_sha256,
@@ -242,7 +246,6 @@ class _Archive:
             seconds=round(seconds, 3),
             build_seconds=round(built.seconds, 3),
             counts=counts,
-            notes=built.notes,
         )
         facts = (json.dumps(built.facts, sort_keys=True, indent=2) + "\n").encode()
         snapshot, created = shelf.publish(record, digests, b"".join(shapes), read.config, facts, run_id)

@@ -12,6 +12,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,11 +24,13 @@ from akidb_pipelines.files import scratch_folder, write_whole
 from akidb_pipelines.images.runners import probe
 from akidb_pipelines.images.runners.engine import Engine
 from akidb_pipelines.images.runners.fleet import Runner
-from akidb_pipelines.images.runners.packer import find_packer, run_packer
+from akidb_pipelines.images.runners.packer import Packer, find_packer, run_packer
 from akidb_pipelines.periods import Week
 from akidb_pipelines.progress import Progress, Report
 
 _BUILD, _FACTS, _LOG = "build.json", "facts.json", "packer.log"
+_GRACE_SECONDS, _MACHINE_GRACE_SECONDS = 60, 900
+"""For Packer to clean up: containers go at once, instances of a cloud and virtual machines take minutes."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,6 @@ class Built:
     seconds: float
     facts: Mapping[str, Any] = field(default_factory=dict)
     """See probe.probe."""
-    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,21 +74,24 @@ class Workplace:
             InputError: nothing was.
         """
         path = self._of(runner, week) / _BUILD
+        hint = f"akidb-pipelines runners build {runner} --week {week}"
         try:
             return Built(**json.loads(path.read_bytes()))
         except FileNotFoundError:
-            hint = f"akidb-pipelines runners build {runner} --week {week}"
             raise InputError(f"{runner} was not built for {week}, or its build is archived already", hint=hint) from None
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"the build in {path} cannot be read: {error}", hint=hint) from error
 
-    def forget(self, built: Built) -> None:
+    def forget(self, runner: str, week: Week) -> None:
         """Drop what is archived now."""
-        shutil.rmtree(self._of(built.runner, Week.parse(built.week)), ignore_errors=True)
+        shutil.rmtree(self._of(runner, week), ignore_errors=True)
 
     def waiting(self, runner: str) -> set[str]:
-        """Ids of the builds that wait to be archived."""
+        """Ids of the builds that wait to be archived; one that cannot be read cannot be archived, either."""
         found = set()
         for path in (self.folder / runner).glob(f"*/{_BUILD}"):
-            found.add(str(json.loads(path.read_bytes())["build_id"]))
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                found.add(str(json.loads(path.read_bytes())["build_id"]))
         return found
 
     def _of(self, runner: str, week: Week) -> Path:
@@ -106,25 +111,22 @@ class Workplace:
         build_id = f"{week.iso.lower()}-{secrets.token_hex(4)}"
         folder = self._of(runner.name, week)
         try:
+            if engine:
+                self._expect_base(engine, runner)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-        except OSError as error:
-            raise OutsideError(f"building in {folder}: {error}", hint="point AKIDB_HOME at a folder you may write") from error
-        try:
-            base_id = ""
             if engine:
                 self._sweep(engine, runner.name, report)
-                base_id = engine.image_id(runner.base)
-                if not base_id and (runner.packer or {}).get("pull") != "true":
-                    raise InputError(
-                        f"runner {runner.name}: base image {runner.base} is not in the engine",
-                        hint='akidb-pipelines lab up runner makes the lab\'s; set akidb_runner_packer: {pull: "true"} to have it pulled',
-                    )
             unstick = partial(engine.sweep_containers, runner.name) if engine else lambda: None
-            artifact = self._run(runner, week, build_id, folder, report, unstick)
-            facts = json.loads((folder / _FACTS).read_bytes())
+            artifact = self._run(packer, runner, week, build_id, folder, report, unstick)
+            facts = _facts(folder / _FACTS, runner)
             name = f"{_repository(runner.name)}:{build_id}" if engine else artifact
             image_id = engine.image_id(name) if engine else artifact
+            if not image_id:
+                raise OutsideError(
+                    f"runner {runner.name}: Packer ended well, and named no image",
+                    hint=f"does the template of {runner.template} make one?",
+                )
             built = Built(
                 runner=runner.name,
                 week=week.iso,
@@ -133,7 +135,7 @@ class Workplace:
                 image=name,
                 image_id=image_id,
                 base=runner.base,
-                base_id=base_id,
+                base_id=engine.image_id(runner.base) if engine else runner.base,  # now: Packer may have pulled another
                 packer=packer.version_text,
                 template_sha256=self._template_sha256(runner),
                 seconds=perf_counter() - begun,
@@ -143,7 +145,8 @@ class Workplace:
             return built
         except BaseException as error:
             if engine:
-                self._sweep(engine, runner.name, report)
+                with suppress(PipelineError):  # what went wrong before is what counts; the next build sweeps again
+                    self._sweep(engine, runner.name, report)
             if isinstance(error, OSError):
                 raise OutsideError(f"building in {folder}: {error}", hint="free some space, or move AKIDB_HOME") from error
             raise
@@ -151,14 +154,30 @@ class Workplace:
             if engine:
                 engine.close()
 
+    def _expect_base(self, engine: Engine, runner: Runner) -> None:
+        if not engine.image_id(runner.base) and (runner.packer or {}).get("pull") != "true":
+            raise InputError(
+                f"runner {runner.name}: base image {runner.base} is not in the engine",
+                hint='akidb-pipelines lab up runner makes the lab\'s; set akidb_runner_packer: {pull: "true"} to have it pulled',
+            )
+
     def _sweep(self, engine: Engine, runner: str, report: Report) -> None:
         """Remove what a killed build has left; what waits to be archived stays."""
-        swept = engine.sweep(runner, keep_builds=self.waiting(runner))
+        swept = engine.sweep(runner, _repository(runner), keep_builds=self.waiting(runner))
         if swept.containers or swept.images:
             told = f"{len(swept.containers)} containers and {len(swept.images)} images that builds had left"
             report(Progress(f"removed {told}"))
 
-    def _run(self, runner: Runner, week: Week, build_id: str, folder: Path, report: Report, unstick: Callable[[], object]) -> str:
+    def _run(
+        self,
+        packer: Packer,
+        runner: Runner,
+        week: Week,
+        build_id: str,
+        folder: Path,
+        report: Report,
+        unstick: Callable[[], object],
+    ) -> str:
         with scratch_folder(self.scratch) as scratch:
             variables = scratch / "ansible.json"
             variables.write_text(
@@ -183,12 +202,13 @@ class Workplace:
             }
             if runner.builder == "docker":
                 told["repository"] = _repository(runner.name)
+            grace = _GRACE_SECONDS if runner.builder == "docker" else _MACHINE_GRACE_SECONDS
             environment = {"TMPDIR": str(scratch), "ANSIBLE_LOCAL_TEMP": str(scratch)}
             if runner.docker_host:
                 environment["DOCKER_HOST"] = runner.docker_host
             try:
                 return run_packer(
-                    find_packer(), runner.template, told, environment, folder / _LOG, runner.timeout_seconds, report, unstick
+                    packer, runner.template, told, environment, folder / _LOG, runner.timeout_seconds, report, unstick, grace
                 )
             except PipelineError as error:
                 if problems := _problems(folder / _FACTS):
@@ -211,8 +231,23 @@ def _repository(runner: str) -> str:
     return f"akidb/runner-{runner}"
 
 
+def _facts(path: Path, runner: Runner) -> dict[str, Any]:
+    """What Ansible found in the image.
+
+    Raises:
+        OutsideError: it found nothing.
+    """
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise OutsideError(
+            f"runner {runner.name}: Packer ended well, and the Ansible role left no facts in {path}: {error}",
+            hint=f"does the template in {runner.template} play deploy/ansible/runner.yaml?",
+        ) from error
+
+
 def _problems(facts: Path) -> list[str]:
     try:
         return list(json.loads(facts.read_bytes())["problems"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return []

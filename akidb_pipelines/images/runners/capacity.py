@@ -89,7 +89,7 @@ class Actions:
                     run["id"] for status in ("queued", "in_progress") for run in self._all(client, "runs", "workflow_runs", status)
                 ]
                 jobs = [job for run in dict.fromkeys(runs) for job in self._all(client, f"runs/{run}/jobs", "jobs")]
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise OutsideError(
                 f"GitHub {self.url}, {self.repository}: {error}", hint="check AKIDB_GITHUB_URL and the network"
             ) from error

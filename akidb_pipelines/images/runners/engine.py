@@ -1,12 +1,14 @@
 """A Docker Engine, as far as runner images need one: images out of it and into it, a probe in a container, sweeping up after builds.
 
-Everything that a build makes carries the labels `akidb.runner` and `akidb.build`, so that what a killed one has left is known as its own.
+What a killed build or probe has left is known as its own: containers by a label that nothing else has (images that were built, and what is
+started from them, do not), images by their build's name, or by having none.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,10 +21,16 @@ from akidb_pipelines.images.runners import probe
 if TYPE_CHECKING:
     import docker
 
+BUILDING_LABEL, PROBING_LABEL = "akidb.building", "akidb.probing"
+"""Of a container in which a runner is built or probed; its value is the runner's name."""
 RUNNER_LABEL, BUILD_LABEL = "akidb.runner", "akidb.build"
+"""Of an image, for people, and to know one that has no name yet."""
+_BUILD_TAG = re.compile(r":\d{4}-w\d\d-[0-9a-f]{8}$")
+"""What a build names its image; a restored one is called otherwise."""
 PROBE_PATH = "/akidb/probe.py"
 _CHUNK = 2 << 20
-_TIMEOUT_SECONDS = 120
+_TIMEOUT_SECONDS, _TRANSFER_SECONDS = 120, 3600
+"""Of a request; of one that moves an image: the engine gathers all of it before the first byte."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class Engine:
     @contextmanager
     def exported(self, image: str) -> Iterator[BinaryIO]:
         """Read an image as `docker save` writes it."""
-        with self._telling(f"exporting image {image}"):
+        with self._telling(f"exporting image {image}"), self._patient():
             chunks = self._client.images.get(image).save(chunk_size=_CHUNK)
             reader = io.BufferedReader(_Chunks(chunks), _CHUNK)
             try:
@@ -83,22 +91,38 @@ class Engine:
 
     def load(self, archive: Path) -> str:
         """Load an image from a file that `docker save` could have written; returns its id."""
-        with self._telling(f"loading {archive.name}"), archive.open("rb") as stream:
-            loaded = self._client.images.load(stream)
-            return str(loaded[0].id)
+        with self._telling(f"loading {archive.name}"), self._patient(), archive.open("rb") as stream:
+            for image in self._client.images.load(stream):
+                return str(image.id)
+        raise OutsideError(f"Docker engine {self._name}: loading {archive.name}: it named no image", hint="look at its log")
 
     def layers(self, image: str) -> list[str]:
         """Digests of an image's layers, lowest first, `sha256:...`."""
         with self._telling(f"looking at image {image}"):
             return list(self._client.images.get(image).attrs["RootFS"]["Layers"])
 
-    def tag(self, image: str, repository: str, tag: str) -> None:
-        """Give an image another name."""
-        with self._telling(f"tagging {image}"):
-            self._client.images.get(image).tag(repository, tag)
+    def names(self, image: str) -> list[str]:
+        """What an image is called, `repository:tag`, without the names that builds give; empty if it is not there."""
+        import docker
+
+        with self._telling(f"looking at image {image}"):
+            try:
+                return [n for n in self._client.images.get(image).tags if not _BUILD_TAG.search(n)]
+            except docker.errors.ImageNotFound:
+                return []
+
+    def name(self, image: str, names: Collection[str]) -> None:
+        """Give an image names again."""
+        with self._telling(f"naming image {image}"):
+            for name in names:
+                self._client.images.get(image).tag(name)
 
     def remove(self, image: str) -> None:
-        """Remove an image with all its names; nothing happens if it is not there."""
+        """Remove an image with all its names; nothing happens if it is not there.
+
+        Raises:
+            OutsideError: a container uses it.
+        """
         import docker
 
         with self._telling(f"removing image {image}"), suppress(docker.errors.ImageNotFound):
@@ -126,7 +150,7 @@ class Engine:
                 ["python3", PROBE_PATH, json.dumps(request)],
                 entrypoint=[],
                 network_mode="none",
-                labels={RUNNER_LABEL: runner},
+                labels={PROBING_LABEL: runner},
                 volumes=probe_volumes(),
             )
             try:
@@ -145,34 +169,62 @@ class Engine:
                     )
             finally:
                 container.remove(force=True)
-        return dict(json.loads(told))
+        try:
+            return dict(json.loads(told))
+        except ValueError as error:
+            raise OutsideError(
+                f"image {image}: the probe printed something else: {told[:200]!r}", hint="look at its python3"
+            ) from error
 
-    def sweep(self, runner: str, *, keep_builds: Collection[str] = ()) -> Swept:
-        """Remove what builds of a runner have left: containers, and images that they committed.
+    def sweep(self, runner: str, repository: str, *, keep_builds: Collection[str] = ()) -> Swept:
+        """Remove what builds of a runner have left: containers, images that were committed and not named, and images of builds.
+
+        Whatever somebody uses, or has given another name, stays.
 
         Args:
             runner: whose.
+            repository: of the names that builds give.
             keep_builds: builds whose images stay.
         """
-        wanted = {"label": f"{RUNNER_LABEL}={runner}"}
-        images = []
+        import docker
+
         containers = self.sweep_containers(runner)
+        images = []
         with self._telling(f"sweeping what builds of {runner} have left"):
-            for image in self._client.images.list(filters=wanted):
-                if image.labels.get(BUILD_LABEL) in keep_builds:
+            nameless = self._client.images.list(filters={"dangling": True, "label": f"{RUNNER_LABEL}={runner}"})
+            named = [n for i in self._client.images.list(repository) for n in i.tags if _BUILD_TAG.search(n)]
+            gone = [str(i.id) for i in nameless if i.labels.get(BUILD_LABEL) not in keep_builds]
+            for image in [*gone, *(n for n in named if n.rpartition(":")[2] not in keep_builds)]:
+                try:
+                    self._client.images.remove(image)
+                    images.append(image)
+                except docker.errors.ImageNotFound:
                     continue
-                images.append(str(image.short_id))
-                self._client.images.remove(image.id, force=True)
+                except docker.errors.APIError as error:
+                    if error.status_code != 409:  # in use
+                        raise
         return Swept(containers, tuple(images))
 
     def sweep_containers(self, runner: str) -> tuple[str, ...]:
-        """Remove the containers of a runner, whether they run or not; returns their ids."""
+        """Remove the containers in which a runner is built or probed, whether they run or not; returns their ids."""
+        import docker
+
         gone = []
         with self._telling(f"sweeping containers of {runner}"):
-            for container in self._client.containers.list(all=True, filters={"label": f"{RUNNER_LABEL}={runner}"}):
-                gone.append(str(container.short_id))
-                container.remove(force=True)
+            for label in (BUILDING_LABEL, PROBING_LABEL):
+                for container in self._client.containers.list(all=True, filters={"label": f"{label}={runner}"}):
+                    gone.append(str(container.short_id))
+                    with suppress(docker.errors.NotFound):  # Packer was faster
+                        container.remove(force=True)
         return tuple(gone)
+
+    @contextmanager
+    def _patient(self) -> Iterator[None]:
+        self._client.api.timeout = _TRANSFER_SECONDS
+        try:
+            yield
+        finally:
+            self._client.api.timeout = _TIMEOUT_SECONDS
 
     @contextmanager
     def _telling(self, tried: str) -> Iterator[None]:
@@ -196,7 +248,7 @@ def _hint(found: str) -> str:
         return "the engine's disk is full: docker system df, then free some space"
     if "permission denied" in found.lower():
         return "join the group docker, or run this as root"
-    return "is it running? on this machine: akidb-pipelines lab up runner; else look at akidb_docker_host, and docker info"
+    return "is it running? on this machine: akidb-pipelines lab up runner; else look at akidb_runner_docker_host, and docker info"
 
 
 def probe_volumes() -> dict[str, dict[str, str]]:

@@ -75,7 +75,7 @@ class Runner:
     files: tuple[str, ...] = ()
     """Of a Tart machine: its files, on the host."""
     oci: Mapping[str, str] | None = None
-    """`namespace`, `bucket` and `compartment` that images are exported through."""
+    """`namespace` and `bucket` that images are exported through."""
     packer: Mapping[str, str] | None = None
     """Further variables of the template."""
     ansible: Mapping[str, Any] | None = None
@@ -151,8 +151,8 @@ class _Reader:
         if smoke and not (self._deploy / str(smoke)).is_file():
             raise self._wrong("akidb_runner_smoke", f"is {smoke}, which is no file", "name a shell script")
         oci = self._strings("akidb_runner_oci")
-        if builder == "oci" and (missing := {"namespace", "bucket", "compartment"} - set(oci)):
-            raise self._wrong("akidb_runner_oci", f"has no {min(missing)}", "write namespace, bucket and compartment")
+        if builder == "oci" and (missing := {"namespace", "bucket"} - set(oci)):
+            raise self._wrong("akidb_runner_oci", f"has no {min(missing)}", "write namespace and bucket")
         files = self._told.get("akidb_runner_files", [])
         if builder == "tart" and not (isinstance(files, list) and files):
             raise self._wrong("akidb_runner_files", f"is {files!r}", "list the machine's files on the Mac")

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -17,9 +17,9 @@ from typing import Any
 
 from akidb_pipelines.catalog.catalog import Catalog, CataloguedRunnerImage, CheckOutcome
 from akidb_pipelines.cedar.sandbox import Sandbox, load_sandbox
-from akidb_pipelines.errors import CheckError, OutsideError
+from akidb_pipelines.errors import CheckError, InputError, IntegrityError, OutsideError
 from akidb_pipelines.files import scratch_folder
-from akidb_pipelines.images.drives import LocalDrive
+from akidb_pipelines.images.drives import Drive, LocalDrive
 from akidb_pipelines.images.inventory import open_inventory
 from akidb_pipelines.images.remote import RemoteDrive
 from akidb_pipelines.images.runners import probe
@@ -32,17 +32,18 @@ from akidb_pipelines.images.runners.fleet import Runner
 from akidb_pipelines.images.runners.oci_export import OciExporter
 from akidb_pipelines.images.runners.restore import restore
 from akidb_pipelines.images.runners.shelf import Shelf, open_shelf
-from akidb_pipelines.images.runners.snapshot import Snapshot
+from akidb_pipelines.images.runners.snapshot import Counts, Snapshot
 from akidb_pipelines.images.ssh import Connection
 from akidb_pipelines.periods import Week
 from akidb_pipelines.progress import Report
 from akidb_pipelines.quality.catalogue import ENGINES, run_catalogue_checks
 from akidb_pipelines.quality.result import CheckReport
 from akidb_pipelines.settings import Settings
-from akidb_pipelines.store.lease import hold
+from akidb_pipelines.store.lease import Held, hold
 
 _ENTITY = "RunnerImage"
 _BOOT_SECONDS = 600
+_HERE = ("127.0.0.1", "::1", "localhost")
 _SMOKE = Path(__file__).parent / "smoke.sh"
 
 Boot = Callable[[Engine, str, Mapping[str, Any]], Mapping[str, Any]]
@@ -73,23 +74,36 @@ class Foundry:
         """Build a runner for a week. See Workplace.build.
 
         Raises:
-            BusyError: somebody else builds it.
+            BusyError: somebody else builds, archives or boots it.
         """
-        key = f"runners/builds/{runner.name}.json"
-        with hold(self.shelf.library.registry.channels, f"building {runner.name} {week}", run_id, key=key, patience_s=0):
+        with self._at_work(runner, f"building {runner.name} {week}", run_id):
             return self.workplace.build(runner, week, report)
 
+    def _at_work(self, runner: Runner, purpose: str, run_id: str) -> AbstractContextManager[Held]:
+        """Be the only one who works on a runner: each step removes what an earlier one that was killed has left."""
+        key = f"runners/work/{runner.name}.json"
+        return hold(self.shelf.library.registry.channels, purpose, run_id, key=key, patience_s=0)
+
     def archive(self, runner: Runner, week: Week, report: Report = lambda _: None, run_id: str = "") -> Archived:
-        """Archive what was built for a week. See archive.archive_docker.
+        """Archive what was built for a week; again, and nothing was built since, it is what is archived already.
 
         Raises:
             InputError: nothing was built.
+            BusyError, IntegrityError, OutsideError: see archive.archive_docker.
         """
-        built = self.workplace.load(runner.name, week)
-        archived = self._archived(runner, built, report, run_id)
-        self.workplace.forget(built)
-        self.record(runner.name)
-        return archived
+        with self._at_work(runner, f"archiving {runner.name} {week}", run_id):
+            try:
+                built = self.workplace.load(runner.name, week)
+            except InputError:
+                latest = self.shelf.latest(runner.name, week.iso)
+                if latest is None or latest.record.week != week.iso:
+                    raise
+                archived = Archived(latest, False, Counts(latest.record.counts.pieces, 0, 0, 0), 0.0)
+            else:
+                archived = self._archived(runner, built, report, run_id)
+            self.record(runner.name)
+            self.workplace.forget(runner.name, week)  # last: whoever is killed before tries again
+            return archived
 
     def _archived(self, runner: Runner, built: Built, report: Report, run_id: str) -> Archived:
         if runner.builder == "docker":
@@ -101,7 +115,9 @@ class Foundry:
                 OciExporter(self.settings, runner.oci or {}).export(built.image_id, disk, runner.timeout_seconds, report)
                 return archive_disks(self.shelf, built, {disk.name: LocalDrive(disk)}, report, run_id)
         connection = Connection(runner.hosts[0], open_inventory(self.settings).hosts)
-        drives = {Path(f).name: RemoteDrive(connection, f.replace("{machine}", built.image)) for f in runner.files}
+        paths = [f.replace("{machine}", built.image) for f in runner.files]
+        here = runner.hosts[0].address in _HERE
+        drives: dict[str, Drive] = {Path(p).name: LocalDrive(Path(p)) if here else RemoteDrive(connection, p) for p in paths}
         try:
             return archive_disks(self.shelf, built, drives, report, run_id)
         finally:
@@ -121,6 +137,7 @@ class Foundry:
         names: Iterable[str] = CHECKS,
         report: Report = lambda _: None,
         boot: Boot | None = None,
+        run_id: str = "",
     ) -> Iterator[CheckReport]:
         """Run checks on a snapshot, and keep each outcome in the catalog.
 
@@ -130,25 +147,28 @@ class Foundry:
             names: of CHECKS.
             report: told the progress.
             boot: how a Docker image is started; default: by the engine.
+            run_id: of the Dagster run.
 
         Raises:
+            BusyError: somebody builds, archives or boots this runner.
             IntegrityError: the snapshot does not come back as it was.
             OutsideError: the engine fails.
         """
         wanted = tuple(names)
-        with scratch_folder(self.workplace.scratch) as folder:
-            for found in self._reports(runner, snapshot, wanted, folder, report, boot):
-                if found.check in wanted:
-                    outcome = CheckOutcome(
-                        found.check,
-                        not found.holds_back,
-                        found.check in BLOCKING_CHECKS,
-                        len(found.results),
-                        found.summary,
-                        found.seconds,
-                    )
-                    self.catalog.record_check(snapshot.root_sha256, outcome)
-                    yield found
+        with self._at_work(runner, f"checking {snapshot.id}", run_id), scratch_folder(self.workplace.scratch) as folder:
+            try:
+                for found in self._reports(runner, snapshot, wanted, folder, report, boot):
+                    if found.check in wanted:
+                        self._keep(snapshot, found.check, not found.holds_back, len(found.results), found.summary, found.seconds)
+                        yield found
+            except IntegrityError as error:
+                # It may have passed once; what cannot be restored any more is not promoted.
+                self._keep(snapshot, "restored", False, 1, error.message, 0.0)
+                raise
+
+    def _keep(self, snapshot: Snapshot, check: str, passed: bool, rules: int, summary: str, seconds: float) -> None:
+        outcome = CheckOutcome(check, passed, check in BLOCKING_CHECKS, rules, summary, seconds)
+        self.catalog.record_check(snapshot.root_sha256, outcome)
 
     def _reports(
         self, runner: Runner, snapshot: Snapshot, names: tuple[str, ...], folder: Path, report: Report, boot: Boot | None
@@ -175,20 +195,24 @@ class Foundry:
                 request = boot_request(runner)
                 started = perf_counter()
                 found = boot(engine, loaded, request) if boot else engine.probe(loaded, request, runner.name, _BOOT_SECONDS)
-                yield check_tools(found, perf_counter() - started)
+                yield check_tools(found, perf_counter() - started, alone=True)
                 yield check_smoke_job(found)
 
     @contextmanager
     def _loaded(self, engine: Engine, snapshot: Snapshot, folder: Path, report: Report) -> Iterator[str]:
         archive = folder / "image.tar"
         restore(self.shelf, snapshot, archive, replace=True, report=report)
+        names = engine.names(snapshot.record.image_id)  # somebody may have loaded it here for use
         engine.remove(snapshot.record.image_id)
-        loaded = engine.load(archive)
-        archive.unlink()
         try:
+            loaded = engine.load(archive)
+            archive.unlink()
             yield loaded
         finally:
-            engine.remove(loaded)
+            if names:
+                engine.name(snapshot.record.image_id, names)
+            else:
+                engine.remove(snapshot.record.image_id)
 
     def _booted_machine(
         self, runner: Runner, snapshot: Snapshot, names: tuple[str, ...], folder: Path, report: Report
@@ -200,7 +224,7 @@ class Foundry:
         if set(BOOT_CHECKS) & set(names):
             started = perf_counter()
             found = _boot_machine(runner, files)
-            yield check_tools(found, perf_counter() - started)
+            yield check_tools(found, perf_counter() - started, alone=False)
             yield check_smoke_job(found)
 
     # --- production

@@ -30,7 +30,7 @@ class OciExporter:
 
     Args:
         settings: how to sign in.
-        where: `namespace`, `bucket`, `compartment`, and for tests `endpoint`.
+        where: `namespace`, `bucket`, and for tests `endpoint`.
         poll_seconds: between two looks at a work request.
 
     Raises:

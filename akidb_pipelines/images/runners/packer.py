@@ -1,8 +1,8 @@
 """Running Packer: its progress while it works, a reason when it fails, an end when it takes too long or we are told to stop.
 
-Packer cleans up after itself when it is interrupted, so that is how every build ends early: by SIGINT, also when this process is killed
-(`setpriv --pdeathsig`). It first waits for whatever runs in its container, though: `unstick` ends that. Only a Packer that goes on for a
-minute after that is killed.
+Packer cleans up after itself when it is told to end, so that is how every build ends early: by SIGTERM (its outer process ignores SIGINT),
+also when this process is killed (`setpriv --pdeathsig`). It first waits for whatever runs in its container, though: `unstick` ends that.
+Only a Packer that goes on for its grace after that is killed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TextIO
 from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.progress import Progress, Report
 
-_STUCK_SECONDS, _GRACE_SECONDS = 5.0, 60.0
+_STUCK_SECONDS = 5.0
 _TASK = re.compile(r"TASK \[(?:\w+ : )?(.+?)\]")
 _FATAL = re.compile(r"(?:fatal|failed): \[.*?\]: .*? => (\{.*\})")
 _VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
@@ -62,10 +62,10 @@ def find_packer() -> Packer:
     program = shutil.which("packer")
     if not program:
         raise OutsideError("building a runner needs Packer, which is not installed", hint="apt-get install packer ansible-core")
-    told = subprocess.run([program, "version"], capture_output=True, text=True, check=False, timeout=60, env=_environment({}))
-    match = _VERSION.search(told.stdout)
+    told = _told([program, "version"], {}, 60)
+    match = _VERSION.search(told)
     if not match:
-        raise OutsideError(f"{program} version says {told.stdout.strip()!r}", hint="is that HashiCorp's Packer?")
+        raise OutsideError(f"{program} version says {told.strip()!r}", hint="is that HashiCorp's Packer?")
     return Packer(program, (int(match[1]), int(match[2]), int(match[3])))
 
 
@@ -73,8 +73,10 @@ def find_packer() -> Packer:
 class _Output:
     """What Packer wrote."""
 
-    log: Path
+    log: TextIO
     report: Report
+    raised: BaseException | None = None
+    """What `report` raised; nothing is reported from then on, and it is raised again once Packer has ended."""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=30))
     errors: list[str] = field(default_factory=list)
     artifact: str = ""
@@ -85,22 +87,27 @@ class _Output:
         Whatever becomes of the log, reading goes on: a Packer whose output nobody takes would wait for ever.
         """
         assert lines.stdout is not None
-        log = self.log.open("w", encoding="utf-8", buffering=1)
-        try:
-            for line in lines.stdout:
-                if text := self._line(line.rstrip("\n")):
-                    self._keep(log, text)
-        finally:
-            lines.stdout.close()
-            with contextlib.suppress(OSError):
-                log.close()
+        for line in lines.stdout:
+            if text := self._line(line.rstrip("\n")):
+                self._keep(text)
+        lines.stdout.close()
+        with contextlib.suppress(OSError):
+            self.log.close()
 
-    def _keep(self, log: TextIO, text: str) -> None:
+    def _keep(self, text: str) -> None:
         try:
-            log.write(text + "\n")
+            self.log.write(text + "\n")
         except OSError as error:
-            if str(error) not in self.errors:
-                self.errors.append(f"{self.log}: {error.strerror}")
+            told = f"{self.log.name}: {error.strerror}"
+            if told not in self.errors:
+                self.errors.append(told)
+
+    def _tell(self, stage: str) -> None:
+        if self.raised is None:
+            try:
+                self.report(Progress(f"packer: {stage}"))
+            except BaseException as error:  # noqa: BLE001  # raised again once Packer has ended
+                self.raised = error
 
     def _line(self, line: str) -> str:
         """One line of `-machine-readable`: time, target, type, data."""
@@ -119,9 +126,9 @@ class _Output:
         elif how == "error":
             self.errors.append(text)
         elif match := _TASK.search(text):
-            self.report(Progress(f"packer: {match[1]}"))
+            self._tell(match[1])
         elif how == "say" and text.startswith("==> "):
-            self.report(Progress(f"packer: {textwrap.shorten(text.removeprefix('==> '), _MOST_TOLD, placeholder=' ...')}"))
+            self._tell(textwrap.shorten(text.removeprefix("==> "), _MOST_TOLD, placeholder=" ..."))
         self.tail.append(text)
         return text
 
@@ -144,6 +151,7 @@ def run_packer(
     timeout_seconds: float,
     report: Report = lambda _: None,
     unstick: Callable[[], object] = lambda: None,
+    grace_seconds: float = 60,
 ) -> str:
     """Build a template; returns the id of the artifact.
 
@@ -156,17 +164,22 @@ def run_packer(
         timeout_seconds: it is interrupted after so long.
         report: told every step.
         unstick: ends what runs in the machine that is built.
+        grace_seconds: that it has to clean up, once it was told to end.
 
     Raises:
         OutsideError: it failed, or took too long; the message has the reason.
     """
     source = template if packer.fetches_plugins else template / "runner.pkr.hcl"
     if packer.fetches_plugins:
-        _run_init(packer, template, environment)
+        _told([packer.program, "init", str(template)], environment, 600)
     arguments = [f"-var={name}={value}" for name, value in sorted(variables.items())]
     command = [packer.program, "build", "-machine-readable", "-color=false", *arguments, str(source)]
     if setpriv := shutil.which("setpriv"):
-        command = [setpriv, "--pdeathsig", "INT", "--", *command]
+        command = [setpriv, "--pdeathsig", "TERM", "--", *command]
+    try:
+        output = _Output(log.open("w", encoding="utf-8", buffering=1), report)
+    except OSError as error:
+        raise OutsideError(f"log of the build {log}: {error.strerror}", hint="free some space, or move AKIDB_HOME") from error
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -177,7 +190,6 @@ def run_packer(
         env=_environment(environment),
         start_new_session=True,
     )
-    output = _Output(log, report)
     reader = threading.Thread(target=output.take, args=(process,), name="packer", daemon=True)
     reader.start()
     late = False
@@ -190,11 +202,13 @@ def run_packer(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(min(1.0, timeout_seconds))
     finally:
-        _end(process, unstick)
+        _end(process, unstick, grace_seconds)
         reader.join(10)
+    if output.raised:
+        raise output.raised
     if late:
         raise OutsideError(
-            f"packer build of {template.name} did not end within {timeout_seconds:g} s; it was interrupted. Last it said: "
+            f"packer build of {template.name} did not end within {timeout_seconds:g} s; it was ended. Last it said: "
             f"{output.tail[-1] if output.tail else 'nothing'}",
             hint=f"read {log}; if it only needs longer, raise akidb_runner_timeout_seconds",
         )
@@ -204,32 +218,35 @@ def run_packer(
     return output.artifact
 
 
-def _run_init(packer: Packer, template: Path, environment: Mapping[str, str]) -> None:
-    done = subprocess.run(
-        [packer.program, "init", str(template)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=_environment(environment),
-        timeout=600,
-    )
-    if done.returncode != 0:
-        raise OutsideError(
-            f"packer init {template}: {(done.stderr or done.stdout).strip()[-500:]}", hint="it fetches plugins from GitHub"
+def _told(command: list[str], environment: Mapping[str, str], seconds: float) -> str:
+    """What a short command prints.
+
+    Raises:
+        OutsideError: it fails, or does not end in time.
+    """
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=seconds, env=_environment(environment), errors="replace"
         )
+        return done.stdout
+    except subprocess.CalledProcessError as error:
+        found = f"ended with {error.returncode}: {(error.stderr or error.stdout).strip()[-500:]}"
+    except subprocess.TimeoutExpired:
+        found = f"did not end within {seconds:g} s"
+    raise OutsideError(f"{' '.join(command)} {found}", hint="run it by hand; `packer init` fetches plugins from GitHub")
 
 
-def _end(process: subprocess.Popen[str], unstick: Callable[[], object]) -> None:
-    """Interrupt it if it still runs, and wait until it has cleaned up; nothing of its session stays."""
+def _end(process: subprocess.Popen[str], unstick: Callable[[], object], grace_seconds: float) -> None:
+    """Tell it to end if it still runs, and wait until it has cleaned up; nothing of its session stays."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_STUCK_SECONDS)
     if process.poll() is None:
         unstick()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_GRACE_SECONDS)
+            process.wait(grace_seconds)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -23,7 +23,7 @@ from typing import Any
 _VERSION = re.compile(r"(?<![\w.])v?(\d+(?:\.\d+)+|\d+)")
 _RANGE = re.compile(r"\s*(>=|<=|==|>|<)\s*(\d+(?:\.\d+)*)\s*")
 _COMMAND_SECONDS = 60
-_OUTPUT = 2000
+_OUTPUT, _LITTLE = 2000, 200
 
 
 def version_in(text: str) -> str:
@@ -68,7 +68,7 @@ def ask(tool: dict[str, str]) -> dict[str, Any]:
     code, output = _run(tool["command"], _COMMAND_SECONDS)
     found = version_in(output) if code == 0 else ""
     ok = bool(found) and satisfies(found, tool["wanted"])
-    return dict(tool, found=found, ok=ok, output=output[:_OUTPUT])
+    return dict(tool, found=found, ok=ok, output=output[: _LITTLE if ok else _OUTPUT])
 
 
 def judged(tool: dict[str, Any]) -> str:
@@ -121,10 +121,11 @@ def _system() -> str:
 
 
 def _interfaces() -> list[str]:
-    """Network interfaces besides the loopback: a boot without network has none that is up."""
+    """Network interfaces that are up, besides the loopback: a container without network has none."""
     try:
-        return sorted(p.name for p in Path("/sys/class/net").iterdir() if p.name != "lo")
-    except OSError:
+        there = [p for p in Path("/sys/class/net").iterdir() if p.name != "lo"]
+        return sorted(p.name for p in there if int((p / "flags").read_text(), 16) & 1)
+    except (OSError, ValueError):
         return []
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
 
-from akidb_pipelines.errors import IntegrityError
+from akidb_pipelines.errors import CheckError, IntegrityError
 from akidb_pipelines.files import scratch_folder
 from akidb_pipelines.images.image import DIGESTS, digest_array_sha256
 from akidb_pipelines.images.library import Library, entry_of, open_library
@@ -75,7 +75,22 @@ class Shelf:
 
     def production(self, runner: str) -> Snapshot | None:
         """The runner's snapshot in production."""
-        return next((s for s in self.snapshots(runner) if s.in_production), None)
+        index, kind = self.library.registry.index(), snapshot_kind(runner)
+        head = index.head(kind, PRODUCTION)
+        return self._snapshot(index, index.get(kind, head.version)) if head else None
+
+    def readable(self, index: Index | None = None) -> list[Snapshot]:
+        """Every snapshot of every runner whose record can be read: a damaged one of another runner must not stop a rollback.
+
+        By default as the publisher sees them, also when the registry's signatures have ended.
+        """
+        index = index or self.library.publisher.index()
+        found = []
+        for kind in (k for k in index.kinds() if runner_name(k)):
+            for entry in index.of(kind):
+                with suppress(IntegrityError):
+                    found.append(self._snapshot(index, entry))
+        return found
 
     def _snapshot(self, index: Index, entry: Entry) -> Snapshot:
         release = self.library.registry.release(entry)
@@ -149,8 +164,10 @@ class Shelf:
         """Put a snapshot into production. Whether its checks passed, the caller knows.
 
         Raises:
+            CheckError: what it was built on, or the very same image, was revoked.
             InputError: it is revoked, or older than what is in production.
         """
+        self._expect_untainted(snapshot)
         publisher, kind = self.library.publisher, snapshot_kind(snapshot.record.runner)
         now = publisher.now_text()
 
@@ -161,9 +178,23 @@ class Shelf:
         publisher.change(f"promoting {snapshot.id}", change)
         return self.find(snapshot.id)
 
-    def descendants(self, snapshot: Snapshot, all_: Sequence[Snapshot] | None = None) -> list[Snapshot]:
+    def _expect_untainted(self, snapshot: Snapshot) -> None:
+        known = self.readable()
+        by_id = {s.id: s for s in known}
+        bad = next((s for s in known if s.revoked and s.record.image_id == snapshot.record.image_id and s.id != snapshot.id), None)
+        above = by_id.get(snapshot.record.built_on)
+        while above and not bad:
+            bad, above = above if above.revoked else None, by_id.get(above.record.built_on)
+        if bad:
+            how = "is the same image" if bad.record.image_id == snapshot.record.image_id else "is what it was built on"
+            raise CheckError(
+                f"{snapshot.id} does not go into production: {bad.id} {how}, and was revoked: {bad.revoked}",
+                hint="correct what that was revoked for, then build the runner again",
+            )
+
+    def descendants(self, snapshot: Snapshot) -> list[Snapshot]:
         """Every snapshot that was built on this one, or on one of those, of whatever runner."""
-        everything = self.snapshots() if all_ is None else all_
+        everything = self.readable()
         found: list[Snapshot] = []
         above = [snapshot.id]
         while above:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from akidb_pipelines.errors import IntegrityError
@@ -111,8 +111,6 @@ class Record:
     build_seconds: float
     counts: Counts
     format: int = FORMAT
-    notes: Mapping[str, str] = field(default_factory=dict)
-    """What else a builder says, such as the OCI bucket's object."""
 
     @property
     def size_bytes(self) -> int:

@@ -28,17 +28,16 @@ source "docker" "runner" {
   run_command = [
     "-d", "-i", "-t",
     "--network=${var.network}",
-    "--label=akidb.runner=${var.runner}",
-    "--label=akidb.build=${var.build_id}",
+    "--label=akidb.building=${var.runner}",
     "--entrypoint=/bin/sh", "--", "{{.Image}}"
   ]
 
-  # Without these the committed image would start the shell that Packer started.
+  # Without the first two the committed image would start the shell that Packer started; what is started from it is not being built.
   changes = [
     "ENTRYPOINT []",
     "CMD [\"/bin/bash\"]",
     "ENV LANG=C.UTF-8",
-    "LABEL akidb.week=${var.week}"
+    "LABEL akidb.building= akidb.runner=${var.runner} akidb.build=${var.build_id} akidb.week=${var.week}"
   ]
 }
 

@@ -212,7 +212,48 @@ def test_an_image_withdrawn_between_build_and_archive_does_not_come_back(shelf):
     again = archived(shelf, export)
 
     assert again.snapshot.id == "docker/2026-W47/r2"
+    with pytest.raises(CheckError, match="2026-W47/r1 is the same image, and was revoked: a bad base image"):
+        shelf.promote(again.snapshot, "checked")
     assert shelf.production("docker") is None
+
+
+def test_an_image_whose_base_was_withdrawn_meanwhile_does_not_get_into_production(shelf):
+    base = archived(shelf, export_of(BASE), W46, runner="base").snapshot
+    shelf.revoke(base, "a key was left in it")
+    child = archived(shelf, export_of(BASE, layer(files_of(4)))).snapshot
+
+    with pytest.raises(CheckError, match="base/2026-W46/r1 is what it was built on, and was revoked: a key"):
+        shelf.promote(child, "checked")
+
+
+def test_a_damaged_snapshot_of_another_runner_does_not_stop_a_rollback(shelf, tmp_path):
+    other = archived(shelf, export_of(BASE, label="other"), runner="other").snapshot
+    first, second = (archived(shelf, export_of(BASE, label=week), week).snapshot for week in (W46, W47))
+    for snapshot in (first, second):
+        shelf.promote(snapshot, "checked")
+    for path in (tmp_path / "home" / "store" / "artifacts" / "blobs").rglob("*"):
+        if path.is_file() and other.record.image_id.encode() in path.read_bytes() and b'"runner"' in path.read_bytes():
+            path.chmod(0o644)
+            path.write_bytes(b"{}")
+
+    shelf.revoke(second, "jobs hang")
+
+    assert shelf.production("docker").id == first.id
+
+
+def test_a_disk_that_is_written_meanwhile_is_refused(shelf, tmp_path):
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(noise(3, 300_000))
+    machine = built(export_of(BASE), builder="tart", runner="mac-mini", image_id="vm-1")
+
+    class Written(LocalDrive):
+        def scan(self, *arguments, **more):
+            yield from super().scan(*arguments, **more)
+            disk.write_bytes(noise(4, 300_000))
+
+    with closing(Written(disk)) as drive, pytest.raises(CheckError, match="was written while it was read"):
+        archive_disks(shelf, machine, {"disk.img": drive})
+    assert shelf.snapshots() == []
 
 
 def test_what_differs_between_weeks_is_told_by_package_and_tool(shelf):

@@ -91,8 +91,18 @@ def test_a_job_that_hangs_is_ended():
     assert "did not end within 1 s" in job["output"]
 
 
+def test_a_compiler_that_is_broken_fails_the_shipped_job(tmp_path):
+    rustc = tmp_path / "rustc"
+    rustc.write_text("#!/bin/sh\necho no linker >&2\nexit 1\n")
+    rustc.chmod(0o755)
+    job = asked({"smoke": foundry._SMOKE.read_text()}, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})["smoke"]
+
+    assert not job["ok"]
+    assert "no linker" in job["output"]
+
+
 def test_the_shipped_job_runs_here():
-    job = asked({"smoke": foundry._SMOKE.read_text()})["smoke"]
+    job = asked({"smoke": foundry._SMOKE.read_text()}, env={"PATH": "/usr/bin:/bin"})["smoke"]
 
     assert job["ok"], job["output"]
     assert job["output"].endswith("the job is done\n")
