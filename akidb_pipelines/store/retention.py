@@ -173,7 +173,8 @@ def _kept_because(index: Index, entry: Entry, newest: set[str] | None, policy: P
         return f"channel {', '.join(before)} pointed at it before"
     if entry.version.name not in newest:
         return ""
-    return f"one of the newest {policy.newest}" + (f", or the last of one of {policy.monthly} months" if policy.monthly else "")
+    weekly = policy.newest if policy.monthly else len(newest)
+    return f"one of the newest {weekly}" + (f", or the last of one of {policy.monthly} months" if policy.monthly else "")
 
 
 def survey(registry: Registry, index: Index, state: State, now: datetime) -> Plan:
