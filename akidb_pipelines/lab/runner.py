@@ -25,7 +25,6 @@ from akidb_pipelines.progress import Progress, Report
 BASE = "akidb/lab-base:bookworm"
 SUITE = "bookworm"
 _PACKAGES = "python3,ca-certificates"
-_MIRROR = "http://deb.debian.org/debian"
 _SOCKET_LIMIT = 107
 _START_SECONDS = 60
 _STATE = "engine.json"
@@ -150,7 +149,7 @@ class RunnerLab:
         root, part = self.folder / "base", archive.with_suffix(".part")
         shutil.rmtree(root, ignore_errors=True)
         try:
-            run("debootstrap", "--variant=minbase", f"--include={_PACKAGES}", SUITE, str(root), _MIRROR)
+            run("debootstrap", "--variant=minbase", f"--include={_PACKAGES}", SUITE, str(root))
             run("tar", "--create", f"--file={part}", f"--directory={root}", "--exclude=./var/cache/apt/archives/*.deb", ".")
             part.replace(archive)
         finally:
