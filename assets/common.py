@@ -68,6 +68,13 @@ def newest_partition(context: dg.AssetExecutionContext | dg.AssetCheckExecutionC
     return key
 
 
+def member_partition(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey) -> tuple[str, str, str]:
+    """Device or runner, period, and partition key (`jetson-a|2026-11-01`) that a step is about. See newest_partition."""
+    key = newest_partition(context, asset)
+    member, _, period = key.partition("|")
+    return member, period, key
+
+
 def built_metadata(
     context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey, partition: str, entry: str
 ) -> str:

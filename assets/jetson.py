@@ -16,7 +16,7 @@ from akidb_pipelines.periods import Month
 from akidb_pipelines.resources import ImageTools
 from akidb_pipelines.settings import Settings
 from assets.checks import check_result
-from assets.common import BUILD, PLATFORM, built_metadata, logging, newest_partition, telling
+from assets.common import BUILD, PLATFORM, built_metadata, logging, member_partition, telling
 from assets.partitions import jetson_months
 from assets.registry import RETENTION
 
@@ -55,8 +55,7 @@ class JetsonAssets:
 
 def _subject(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> tuple[Month, str, str]:
     """Month, device and partition key that a step is about."""
-    key = newest_partition(context, CAPTURE)
-    device, _, month = key.partition("|")
+    device, month, key = member_partition(context, CAPTURE)
     with telling():
         return Month.parse(month), device, key
 

@@ -22,7 +22,7 @@ from akidb_pipelines.periods import Week
 from akidb_pipelines.resources import RunnerTools
 from akidb_pipelines.settings import Settings
 from assets.checks import check_result
-from assets.common import BUILD, PLATFORM, built_metadata, logging, newest_partition, telling
+from assets.common import BUILD, PLATFORM, built_metadata, logging, member_partition, telling
 from assets.partitions import runner_weeks
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ class RunnerAssets:
 
 def _subject(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> tuple[Week, str, str]:
     """Week, runner and partition key that a step is about."""
-    key = newest_partition(context, ARCHIVE)
-    runner, _, week = key.partition("|")
+    runner, week, key = member_partition(context, ARCHIVE)
     with telling():
         return Week.parse(week), runner, key
 

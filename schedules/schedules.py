@@ -1,8 +1,10 @@
 """Schedules. All in UTC; every one is created stopped except `weekly_fixtures`. Crons come from the settings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from akidb_pipelines.periods import Month, Week
 from assets.partitions import DEVICE, MONTH, RUNNER, WEEK
@@ -40,35 +42,34 @@ def registry_gc(cron: str) -> dg.ScheduleDefinition:
 
 def jetson_images(cron: str, devices: Sequence[str]) -> dg.ScheduleDefinition:
     """On the first of a month, every device, for the month that has just begun."""
-
-    @dg.schedule(
-        name="jetson_images",
-        job=jetson_images_job,
-        cron_schedule=cron,
-        execution_timezone="UTC",
-        description="By default the 1st of a month 04:00 UTC: capture every Jetson of the inventory, one run a device.",
-    )
-    def schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
-        month = Month.containing(context.scheduled_execution_time).key
-        keys = [dg.MultiPartitionKey({MONTH: month, DEVICE: device}) for device in devices]
-        return [dg.RunRequest(run_key=key, partition_key=key) for key in keys]
-
-    return schedule
+    description = "By default the 1st of a month 04:00 UTC: capture every Jetson of the inventory, one run a device."
+    return _each("jetson_images", jetson_images_job, cron, description, MONTH, Month.containing, DEVICE, devices)
 
 
 def runner_images(cron: str, runners: Sequence[str]) -> dg.ScheduleDefinition:
     """On Sundays, every runner, for the running week."""
-
-    @dg.schedule(
-        name="runner_images",
-        job=runner_images_job,
-        cron_schedule=cron,
-        execution_timezone="UTC",
-        description="By default Sunday 03:00 UTC: build, archive, boot and release every CI runner of the inventory, one run a runner.",
+    description = (
+        "By default Sunday 03:00 UTC: build, archive, boot and release every CI runner of the inventory, one run a runner."
     )
+    return _each("runner_images", runner_images_job, cron, description, WEEK, Week.containing, RUNNER, runners)
+
+
+def _each(
+    name: str,
+    job: UnresolvedAssetJobDefinition,
+    cron: str,
+    description: str,
+    period: str,
+    containing: Callable[[datetime], Week | Month],
+    dimension: str,
+    members: Sequence[str],
+) -> dg.ScheduleDefinition:
+    """One run for every member of a dimension, for the period that the tick falls into."""
+
+    @dg.schedule(name=name, job=job, cron_schedule=cron, execution_timezone="UTC", description=description)
     def schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
-        week = Week.containing(context.scheduled_execution_time).key
-        keys = [dg.MultiPartitionKey({WEEK: week, RUNNER: runner}) for runner in runners]
+        running = containing(context.scheduled_execution_time).key
+        keys = [dg.MultiPartitionKey({period: running, dimension: member}) for member in members]
         return [dg.RunRequest(run_key=key, partition_key=key) for key in keys]
 
     return schedule

@@ -203,6 +203,12 @@ class Catalog:
             rows = session.scalars(select(CheckRow).where(CheckRow.build_sha256 == build_sha256).order_by(CheckRow.check))
             return [CheckOutcome(r.check, r.passed, r.blocking, r.rules, r.summary, r.seconds) for r in rows]
 
+    def objections(self, build_sha256: str, required: Sequence[str]) -> tuple[list[str], list[str]]:
+        """What stands against using a build: blocking checks that failed on it, with what they found; required ones that were not run."""
+        outcomes = {o.check: o for o in self.checks_of(build_sha256)}
+        failed = [f"{o.check}: {o.summary}" for o in outcomes.values() if o.blocking and not o.passed]
+        return failed, [f"{check} was not run" for check in required if check not in outcomes]
+
     # --- releases
 
     def record_release(self, release: CataloguedRelease) -> None:

@@ -117,9 +117,7 @@ class Studio:
             CheckError: it was not, a check failed, or was not run.
             InputError: it is revoked, or older than the golden one.
         """
-        outcomes = {o.check: o for o in self.catalog.checks_of(image.root_sha256)}
-        failed = [f"{o.check}: {o.summary}" for o in outcomes.values() if o.blocking and not o.passed]
-        missing = [f"{c} was not run" for c in BLOCKING_CHECKS if c not in outcomes]
+        failed, missing = self.catalog.objections(image.root_sha256, BLOCKING_CHECKS)
         if failed or missing:
             hint = f"akidb-pipelines images check {image.id}" if not failed else "capture the device again; the golden image stays"
             raise CheckError(f"{image.id} does not become golden: {'; '.join(failed + missing)}", hint=hint)

@@ -89,7 +89,7 @@ def archive_docker(
         archive = _Archive(shelf, built)
         with Intake(shelf.library.blocks, snapshot_kind(built.runner), pack_bytes) as intake:
             with ThreadPoolExecutor(2, thread_name_prefix="hash") as pool:
-                config = take_apart(stream, lambda layer, size: _take_layer(read, layer, size, intake, pool, report))
+                config = take_apart(stream, lambda layer: _take_layer(read, layer, intake, pool, report))
             if config.image_id != built.image_id:
                 raise IntegrityError(
                     f"{built.image} is {config.image_id} now, and {built.image_id} was built", hint="build the runner again"
@@ -99,7 +99,7 @@ def archive_docker(
         return archive.released(intake, read, list(dict.fromkeys(config.layers)), run_id)
 
 
-def _take_layer(read: _Read, layer: LayerReader, size_bytes: int, intake: Intake, pool: ThreadPoolExecutor, report: Report) -> str:
+def _take_layer(read: _Read, layer: LayerReader, intake: Intake, pool: ThreadPoolExecutor, report: Report) -> str:
     contents, headers = bytearray(), bytearray()
     stage, done = f"layer {len(read.files) + 1}", 0
 
@@ -110,7 +110,7 @@ def _take_layer(read: _Read, layer: LayerReader, size_bytes: int, intake: Intake
         stored = [(0, d, p.data) for p, d in zip(batch, digests, strict=True) if d != ZERO]
         intake.put(stored)
         done += sum(len(p.data) for p in batch)
-        report(Progress(stage, done, size_bytes, in_bytes=True))
+        report(Progress(stage, done, layer.size_bytes, in_bytes=True))
 
     waiting: deque[tuple[list[Piece], Future[list[bytes]]]] = deque()
     for batch in _batches(layer.pieces()):
@@ -122,7 +122,7 @@ def _take_layer(read: _Read, layer: LayerReader, size_bytes: int, intake: Intake
         take(pieces, future.result())
     name, shape = layer.finished()
     read.files[name] = _File(name, name.removeprefix("sha256:"), shape, bytes(contents + headers))
-    read.read_bytes += size_bytes
+    read.read_bytes += layer.size_bytes
     return name
 
 

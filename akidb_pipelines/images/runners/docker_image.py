@@ -13,10 +13,10 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from akidb_pipelines.errors import IntegrityError
-from akidb_pipelines.images.runners.shape import Cutter, Piece, is_tar
+from akidb_pipelines.images.runners.shape import Cutter, Piece, Shape, is_tar
 
 _MOST_DOCUMENT = 32 << 20
 _BUFFER = 1 << 20
@@ -51,11 +51,19 @@ class Config:
         return str(self.content.get("architecture", ""))
 
 
+class Readable(Protocol):
+    """Something to read from."""
+
+    def read(self, count: int, /) -> bytes:
+        """So many bytes, fewer only at the end."""
+        ...
+
+
 class LayerReader:
     """A layer while it is read: pieces first, then its digest and shape."""
 
-    def __init__(self, stream: BinaryIO, size_bytes: int) -> None:
-        self._stream, self._digest = stream, hashlib.sha256()
+    def __init__(self, stream: Readable, size_bytes: int) -> None:
+        self._stream, self._digest, self.size_bytes = stream, hashlib.sha256(), size_bytes
         self._buffer = memoryview(b"")
         self._cutter = Cutter(self._read, size_bytes)
 
@@ -75,17 +83,17 @@ class LayerReader:
         """See Cutter."""
         return self._cutter.pieces()
 
-    def finished(self) -> tuple[str, Any]:
+    def finished(self) -> tuple[str, Shape]:
         """Its digest (`sha256:...`) and shape, once all pieces were taken."""
         return f"sha256:{self._digest.hexdigest()}", self._cutter.shape
 
 
-def take_apart(stream: BinaryIO, layer: Callable[[LayerReader, int], str]) -> Config:
+def take_apart(stream: BinaryIO, layer: Callable[[LayerReader], str]) -> Config:
     """Read an exported image.
 
     Args:
         stream: what `docker save` writes.
-        layer: given each layer and its size, reads all its pieces and returns its digest.
+        layer: given each layer, reads all its pieces and returns its digest.
 
     Raises:
         IntegrityError: it ends early, or a layer is not what the configuration says.
@@ -102,9 +110,8 @@ def take_apart(stream: BinaryIO, layer: Callable[[LayerReader, int], str]) -> Co
                 if content is None:
                     continue
                 begin = content.read(512)
-                whole = _Joined(begin, content)
                 if is_tar(begin):
-                    layers[member.name] = layer(LayerReader(whole, member.size), member.size)  # type: ignore[arg-type]
+                    layers[member.name] = layer(LayerReader(_Joined(begin, content), member.size))
                 elif member.size <= _MOST_DOCUMENT:
                     documents[member.name] = begin + content.read()
     except (tarfile.TarError, EOFError) as error:
@@ -134,11 +141,11 @@ def _resolved(member: tarfile.TarInfo) -> str:
 class _Joined:
     """What was read already, and the rest."""
 
-    def __init__(self, begin: bytes, rest: Any) -> None:
+    def __init__(self, begin: bytes, rest: Readable) -> None:
         self._begin, self._rest = begin, rest
 
-    def read(self, count: int) -> bytes:
-        """So many bytes, fewer only at the end."""
+    def read(self, count: int, /) -> bytes:
+        """See Readable."""
         begin, self._begin = self._begin[:count], self._begin[count:]
         return begin + self._rest.read(count - len(begin)) if len(begin) < count else begin
 

@@ -81,7 +81,7 @@ class Foundry:
 
     def _at_work(self, runner: Runner, purpose: str, run_id: str) -> AbstractContextManager[Held]:
         """Be the only one who works on a runner: each step removes what an earlier one that was killed has left."""
-        key = f"runners/work/{runner.name}.json"
+        key = f"runners/leases/{runner.name}.json"
         return hold(self.shelf.library.registry.channels, purpose, run_id, key=key, patience_s=0)
 
     def archive(self, runner: Runner, week: Week, report: Report = lambda _: None, run_id: str = "") -> Archived:
@@ -236,9 +236,7 @@ class Foundry:
             CheckError: one did not, or was not run.
             InputError: it is revoked, or older than what is in production.
         """
-        outcomes = {o.check: o for o in self.catalog.checks_of(snapshot.root_sha256)}
-        failed = [f"{o.check}: {o.summary}" for o in outcomes.values() if o.blocking and not o.passed]
-        missing = [f"{c} was not run" for c in BLOCKING_CHECKS if c not in outcomes]
+        failed, missing = self.catalog.objections(snapshot.root_sha256, BLOCKING_CHECKS)
         if failed or missing:
             hint = (
                 f"akidb-pipelines runners verify {snapshot.id}"

@@ -9,6 +9,7 @@ import random
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ def export_of(*layers: bytes, label: str = "") -> Export:
     return Export(Config(json.dumps(content).encode()), layers)
 
 
-def built(export: Export, week: str = W47, runner: str = "docker", **more: object) -> Built:
+def built(export: Export, week: str = W47, runner: str = "docker", **more: Any) -> Built:
     """A build that made this image."""
     facts = {"tools": [{"name": "git", "found": "2.39.5", "wanted": ">=2.39", "ok": True}], "packages": {}, "system": "Debian"}
     made = Built(
@@ -87,11 +88,11 @@ def built(export: Export, week: str = W47, runner: str = "docker", **more: objec
         seconds=1.0,
         facts=facts,
     )
-    return replace(made, **more)  # type: ignore[arg-type]
+    return replace(made, **more)
 
 
-def archived(shelf: Shelf, export: Export, week: str = W47, *, blobs: bool = False, **more: object) -> Archived:
-    return archive_docker(shelf, built(export, week, **more), io.BytesIO(export.tar(blobs=blobs)))  # type: ignore[arg-type]
+def archived(shelf: Shelf, export: Export, week: str = W47, *, blobs: bool = False, **more: Any) -> Archived:
+    return archive_docker(shelf, built(export, week, **more), io.BytesIO(export.tar(blobs=blobs)))
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def taken_apart(path) -> tuple[str, list[bytes]]:
     """Id and layers of an archive that was restored."""
     layers = []
 
-    def take(reader, size):
+    def take(reader):
         reader_pieces = list(reader.pieces())
         layers.append(sum(len(p.data) for p in reader_pieces))
         return reader.finished()[0]

@@ -10,6 +10,7 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,11 +76,11 @@ def runner(settings, runner_lab) -> Runner:
     return replace(open_fleet(settings).runner("docker"), docker_host=runner_lab.url, name="trial")
 
 
-def playing(runner: Runner, folder: Path, script: str, **more: object) -> Runner:
+def playing(runner: Runner, folder: Path, script: str, **more: Any) -> Runner:
     """The runner, built by a script instead of Ansible."""
     folder.mkdir(exist_ok=True)
     (folder / "runner.pkr.hcl").write_text(TEMPLATE.replace("SCRIPT", script))
-    return replace(runner, template=folder, **more)  # type: ignore[arg-type]
+    return replace(runner, template=folder, **more)
 
 
 def left(runner: Runner, settings: Settings) -> list[str]:
