@@ -131,6 +131,20 @@ def test_a_build_that_takes_too_long_is_interrupted_and_leaves_nothing(foundry, 
     assert left(runner, settings) == []
 
 
+def test_a_packer_that_is_killed_is_told_and_leaves_nothing(foundry, runner, settings, tmp_path):
+    template = playing(runner, tmp_path / "t", "sleep 600")
+
+    def kill_packer(told):
+        if "Provisioning with shell script" in told.stage:
+            found = subprocess.run(["pgrep", "-f", f"packer build.*{tmp_path}"], check=True, capture_output=True, text=True)
+            for pid in found.stdout.split():
+                os.kill(int(pid), signal.SIGKILL)
+
+    with pytest.raises(OutsideError, match="packer build of t ended with -9"):
+        foundry.build(template, WEEK, kill_packer)
+    assert left(runner, settings) == []
+
+
 def test_a_template_that_is_none_is_told(foundry, runner, settings, tmp_path):
     broken = playing(runner, tmp_path / "t", "true")
     (broken.template / "runner.pkr.hcl").write_text('source "docker" {')
