@@ -7,8 +7,8 @@ from collections.abc import Callable
 import dagster as dg
 from dagster_docker import PipesDockerClient
 
-from akidb_pipelines.images.inventory import open_inventory
 from akidb_pipelines.images.runners.fleet import fleet_of
+from akidb_pipelines.machines.inventory import open_inventory
 from akidb_pipelines.progress import Report
 from akidb_pipelines.resources import FixtureTools, ImageTools, RegistryTools, RunnerTools
 from akidb_pipelines.settings import Settings

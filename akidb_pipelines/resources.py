@@ -93,8 +93,8 @@ class ImageTools:
 
     def capture(self, device: str, month: Month, run_id: str, report: Report) -> Captured:
         """Capture a device under its own name."""
-        from akidb_pipelines.images.inventory import open_inventory
         from akidb_pipelines.images.studio import device_drive, device_request
+        from akidb_pipelines.machines.inventory import open_inventory
 
         inventory = open_inventory(self.settings)
         known = inventory.device(device)
@@ -108,16 +108,16 @@ class ImageTools:
 
     def plan(self, device: str, image: str, serial: str, report: Report) -> ReflashPlan:
         """What a reflash would write."""
-        from akidb_pipelines.images.inventory import open_inventory
         from akidb_pipelines.images.studio import device_reflash
+        from akidb_pipelines.machines.inventory import open_inventory
 
         inventory, studio = open_inventory(self.settings), self.open_studio()
         return studio.plan(device_reflash(studio, inventory, inventory.device(device), image, serial), report)
 
     def reflash(self, device: str, image: str, serial: str, report: Report, run_id: str) -> tuple[Flashed, Path]:
         """Write an image onto a device."""
-        from akidb_pipelines.images.inventory import open_inventory
         from akidb_pipelines.images.studio import device_reflash
+        from akidb_pipelines.machines.inventory import open_inventory
 
         inventory, studio = open_inventory(self.settings), self.open_studio()
         return studio.reflash(device_reflash(studio, inventory, inventory.device(device), image, serial), report, run_id)

@@ -27,12 +27,12 @@ import os, subprocess
 from pathlib import Path
 from akidb_pipelines.images.capture import CaptureRequest, capture
 from akidb_pipelines.images.drives import LocalDrive
-from akidb_pipelines.images.inventory import Host
+from akidb_pipelines.machines.inventory import Host
 from akidb_pipelines.images.library import open_library
 from akidb_pipelines.images.reflash import Reflash, plan, reflash
 from akidb_pipelines.images.remote import RemoteDrive
 from akidb_pipelines.images.restore import restore
-from akidb_pipelines.images.ssh import Connection
+from akidb_pipelines.machines.ssh import Connection
 from akidb_pipelines.periods import Month
 from akidb_pipelines.settings import Settings
 import akidb_pipelines.store.trust, tuf.api.metadata, tuf.ngclient, securesystemslib.signer

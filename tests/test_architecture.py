@@ -24,7 +24,7 @@ LAYERS = [
     {"akidb_pipelines.lab"},
     {"akidb_pipelines.fixtures", "akidb_pipelines.images"},
     {"akidb_pipelines.quality"},
-    {"akidb_pipelines.cedar", "akidb_pipelines.store", "akidb_pipelines.catalog"},
+    {"akidb_pipelines.cedar", "akidb_pipelines.store", "akidb_pipelines.catalog", "akidb_pipelines.machines"},
     {"akidb_pipelines.settings", "akidb_pipelines.files", "akidb_pipelines.periods", "akidb_pipelines.progress"},
     {"akidb_pipelines.errors", "akidb_pipelines"},
 ]

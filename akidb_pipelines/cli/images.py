@@ -45,8 +45,8 @@ def images_capture(
 ) -> None:
     """Capture a drive: only blocks that no image has yet are stored. Killed, it goes on where it was when it is run again."""
     from akidb_pipelines.images.capture import CaptureRequest
-    from akidb_pipelines.images.inventory import open_inventory
     from akidb_pipelines.images.studio import device_drive, device_request, source_drive
+    from akidb_pipelines.machines.inventory import open_inventory
 
     if bool(device) == bool(source) or (source and not name):
         raise InputError("say what to capture", hint="give --device NAME, or --source PATH with --name NAME")
@@ -137,9 +137,9 @@ def images_reflash(
     as_json: AsJson = False,
 ) -> None:
     """Make a device's drive hold an image: only what differs is written, then all of it is read again and checked."""
-    from akidb_pipelines.images.inventory import open_inventory
     from akidb_pipelines.images.reflash import refused
     from akidb_pipelines.images.studio import device_reflash
+    from akidb_pipelines.machines.inventory import open_inventory
 
     if as_json and not (yes or only_plan):
         raise InputError("--json asks nothing", hint="say --yes to write, or --plan to see what would be written")

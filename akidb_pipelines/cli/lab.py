@@ -66,8 +66,8 @@ def lab_status(what: What = "jetson", as_json: AsJson = False) -> None:
 
 
 def _lab(what: str) -> JetsonLab:
-    from akidb_pipelines.images.inventory import open_inventory
     from akidb_pipelines.lab.jetson import JetsonLab
+    from akidb_pipelines.machines.inventory import open_inventory
 
     if what not in KNOWN:
         raise InputError(f"there is no lab {what!r}", hint=f"known are: {', '.join(KNOWN)}")

@@ -26,7 +26,7 @@ from akidb_pipelines.images.drives import (
     Written,
     drive_error,
 )
-from akidb_pipelines.images.ssh import Connection, Process
+from akidb_pipelines.machines.ssh import Connection, Process
 
 _PACKAGE = "akidb_pipelines.images.agent"
 _LENGTH = struct.Struct("<I")

@@ -19,11 +19,11 @@ from akidb_pipelines.images.checklist import BLOCKING_CHECKS, CHECKS
 from akidb_pipelines.images.checks import check_digests, check_filesystem, check_increment, check_mode, check_restore_sample
 from akidb_pipelines.images.drives import Drive, LocalDrive
 from akidb_pipelines.images.image import Image
-from akidb_pipelines.images.inventory import Device, Inventory
 from akidb_pipelines.images.library import Library, open_library
 from akidb_pipelines.images.reflash import Flashed, Reflash, ReflashPlan, plan, reflash
 from akidb_pipelines.images.remote import RemoteDrive
-from akidb_pipelines.images.ssh import Connection, parse_source
+from akidb_pipelines.machines.inventory import Device, Inventory
+from akidb_pipelines.machines.ssh import Connection, parse_source
 from akidb_pipelines.periods import Month
 from akidb_pipelines.progress import Report
 from akidb_pipelines.quality.catalogue import ENGINES, run_catalogue_checks

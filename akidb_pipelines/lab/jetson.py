@@ -18,11 +18,11 @@ from pathlib import Path
 
 from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.files import write_whole
-from akidb_pipelines.images.inventory import Device, Host, Inventory
 from akidb_pipelines.lab import drives, facts, loops, namespace
 from akidb_pipelines.lab.loops import Loop
 from akidb_pipelines.lab.processes import Process
 from akidb_pipelines.lab.sshd import ADDRESS, STATE_FILE, Keys, Sshd
+from akidb_pipelines.machines.inventory import Device, Host, Inventory
 from akidb_pipelines.progress import Progress, Report
 
 DRIVE_LINK = "nvme0n1"

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.files import write_whole
-from akidb_pipelines.images.inventory import Host
 from akidb_pipelines.lab import namespace, processes, programs
 from akidb_pipelines.lab.loops import Loop, thaw
 from akidb_pipelines.lab.processes import Process
+from akidb_pipelines.machines.inventory import Host
 
 ADDRESS = "127.0.0.1"
 STATE_FILE = "state.json"

@@ -23,11 +23,11 @@ from akidb_pipelines.images.image import Image
 from akidb_pipelines.images.library import Library, open_library
 from akidb_pipelines.images.reflash import Reflash
 from akidb_pipelines.images.remote import RemoteDrive
-from akidb_pipelines.images.ssh import Connection, renew_certificate
 from akidb_pipelines.images.studio import device_drive, device_request
 from akidb_pipelines.lab import loops
 from akidb_pipelines.lab.loops import Loop
 from akidb_pipelines.lab.processes import Process
+from akidb_pipelines.machines.ssh import Connection, renew_certificate
 from akidb_pipelines.periods import Month
 from tests.services.jetson_lab import LabForTests
 from tests.services.places import place_of, use

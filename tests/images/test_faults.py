@@ -63,7 +63,7 @@ CAPTURE = """
 import sys
 from pathlib import Path
 from akidb_pipelines.images.capture import CaptureRequest, capture
-from akidb_pipelines.images.inventory import load_inventory
+from akidb_pipelines.machines.inventory import load_inventory
 from akidb_pipelines.images.library import open_library
 from akidb_pipelines.images.studio import device_drive
 from akidb_pipelines.periods import Month

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from akidb_pipelines.errors import InputError, OutsideError
-from akidb_pipelines.images.inventory import Host, load_inventory, open_inventory
-from akidb_pipelines.images.ssh import Connection, parse_source, renew_certificate
+from akidb_pipelines.machines.inventory import Host, load_inventory, open_inventory
+from akidb_pipelines.machines.ssh import Connection, parse_source, renew_certificate
 from akidb_pipelines.settings import Settings
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "inventory"

@@ -14,10 +14,10 @@ import pytest
 from akidb_pipelines.errors import InputError, IntegrityError
 from akidb_pipelines.images.agent.facts import facts
 from akidb_pipelines.images.agent.freeze import _FITHAW, Freezer, _freeze
-from akidb_pipelines.images.inventory import Host
 from akidb_pipelines.images.prune import prune
 from akidb_pipelines.images.restore import restore, verify
-from akidb_pipelines.images.ssh import Connection
+from akidb_pipelines.machines.inventory import Host
+from akidb_pipelines.machines.ssh import Connection
 from tests.images.conftest import MIB, change, library_in, stored, taken, write_drive
 from tests.services.jetson_lab import need_root
 

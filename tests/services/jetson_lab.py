@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from akidb_pipelines.images.inventory import Inventory, load_inventory
 from akidb_pipelines.lab.jetson import JetsonLab
+from akidb_pipelines.machines.inventory import Inventory, load_inventory
 from tests.services.seaweed import free_ports
 
 SHIPPED = Path(__file__).parents[2] / "deploy/inventory/lab.yaml"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from akidb_pipelines.errors import InputError
-from akidb_pipelines.images.inventory import Host, Inventory, open_inventory
 from akidb_pipelines.images.runners.probe import parsed_range
 from akidb_pipelines.images.runners.snapshot import snapshot_kind
+from akidb_pipelines.machines.inventory import Host, Inventory, open_inventory
 from akidb_pipelines.settings import Settings
 
 BUILDERS = ("docker", "oci", "tart")

@@ -20,7 +20,6 @@ from akidb_pipelines.cedar.sandbox import Sandbox, load_sandbox
 from akidb_pipelines.errors import CheckError, InputError, IntegrityError, OutsideError
 from akidb_pipelines.files import scratch_folder
 from akidb_pipelines.images.drives import Drive, LocalDrive
-from akidb_pipelines.images.inventory import open_inventory
 from akidb_pipelines.images.remote import RemoteDrive
 from akidb_pipelines.images.runners import probe
 from akidb_pipelines.images.runners.archive import Archived, archive_disks, archive_docker
@@ -33,7 +32,8 @@ from akidb_pipelines.images.runners.oci_export import OciExporter
 from akidb_pipelines.images.runners.restore import restore
 from akidb_pipelines.images.runners.shelf import Shelf, open_shelf
 from akidb_pipelines.images.runners.snapshot import Counts, Snapshot
-from akidb_pipelines.images.ssh import Connection
+from akidb_pipelines.machines.inventory import open_inventory
+from akidb_pipelines.machines.ssh import Connection
 from akidb_pipelines.periods import Week
 from akidb_pipelines.progress import Report
 from akidb_pipelines.quality.catalogue import ENGINES, run_catalogue_checks

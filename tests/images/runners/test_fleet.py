@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from akidb_pipelines.errors import InputError
-from akidb_pipelines.images.inventory import load_inventory
 from akidb_pipelines.images.runners.fleet import Fleet, fleet_of
+from akidb_pipelines.machines.inventory import load_inventory
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"

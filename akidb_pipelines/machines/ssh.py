@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from akidb_pipelines.errors import InputError, OutsideError, PipelineError
-from akidb_pipelines.images.inventory import Host
+from akidb_pipelines.machines.inventory import Host
 
 _COMMAND_SECONDS = 120
 _PIECE_BYTES = 1 << 20
