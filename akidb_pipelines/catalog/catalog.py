@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,16 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import Session
 
-from akidb_pipelines.catalog.models import Base, CheckRow, FindingRow, FixtureReleaseRow, JetsonImageRow, RunnerImageRow
+from akidb_pipelines.catalog.models import (
+    BackupRow,
+    Base,
+    CheckRow,
+    DrillReportRow,
+    FindingRow,
+    FixtureReleaseRow,
+    JetsonImageRow,
+    RunnerImageRow,
+)
 from akidb_pipelines.errors import InputError, OutsideError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
@@ -108,6 +117,46 @@ class CataloguedRunnerImage:
     new_bytes: int
     stored_bytes: int
     archived_at: str
+
+
+@dataclass(frozen=True)
+class CataloguedBackup:
+    """A dump of a database as the catalog knows it."""
+
+    backup_id: str
+    database: str
+    day: str
+    revision: int
+    record_sha256: str
+    sha256: str
+    size_bytes: int
+    stored_bytes: int
+    row_count: int
+    canary: int | None
+    snapshot_at: str
+
+
+@dataclass(frozen=True)
+class CataloguedDrill:
+    """A drill as the catalog knows it."""
+
+    drill_id: str
+    quarter: str
+    scenario: str
+    target: str
+    verdict: str
+    operator: str
+    dry_run: bool
+    rto_target_s: int
+    rpo_target_s: int
+    rta_ms: int | None
+    rpa_ms: int | None
+    outage_ms: int | None
+    rows_lost: int | None
+    backup_id: str | None
+    report_sha256: str
+    started_at: str
+    finished_at: str
 
 
 class Catalog:
@@ -247,6 +296,28 @@ class Catalog:
         with self._session() as session:
             session.execute(delete(RunnerImageRow).where(RunnerImageRow.runner == runner))
             session.add_all(RunnerImageRow(**{**vars(image), "tools": json.dumps(image.tools)}) for image in images)
+
+    # --- backups and drills
+
+    def record_backups(self, database: str, backups: Sequence[CataloguedBackup]) -> None:
+        """Keep what dumps there are of a database, in the place of what was known before; two processes may do so at once."""
+        ids = [b.backup_id for b in backups]
+        with self._session() as session:
+            session.execute(delete(BackupRow).where(BackupRow.database == database, BackupRow.backup_id.not_in(ids)))
+            for backup in backups:
+                self._put(session, BackupRow, vars(backup))
+
+    def record_drill(self, drill: CataloguedDrill) -> None:
+        """Keep what came of a drill."""
+        with self._session() as session:
+            self._put(session, DrillReportRow, vars(drill))
+
+    def drills(self) -> list[CataloguedDrill]:
+        """Every drill, oldest first."""
+        names = [f.name for f in fields(CataloguedDrill)]
+        with self._session() as session:
+            rows = session.scalars(select(DrillReportRow).order_by(DrillReportRow.started_at))
+            return [CataloguedDrill(**{n: getattr(r, n) for n in names}) for r in rows]
 
     # --- as data to be checked
 

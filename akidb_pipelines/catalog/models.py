@@ -78,6 +78,49 @@ class RunnerImageRow(Base):
     """RFC 3339, milliseconds, Z."""
 
 
+class BackupRow(Base):
+    """One dump of a database; the row behind AkiDB::Ops::Backup."""
+
+    __tablename__ = "backups"
+
+    backup_id: Mapped[str] = mapped_column(String(96), primary_key=True)
+    database: Mapped[str] = mapped_column(String(63))
+    day: Mapped[str] = mapped_column(String(10))
+    revision: Mapped[int] = mapped_column(Integer)
+    record_sha256: Mapped[str] = mapped_column(String(64))
+    sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    stored_bytes: Mapped[int] = mapped_column(BigInteger)
+    row_count: Mapped[int] = mapped_column(BigInteger)
+    canary: Mapped[int | None] = mapped_column(BigInteger)
+    snapshot_at: Mapped[str] = mapped_column(String(24))
+    """RFC 3339, milliseconds, Z."""
+
+
+class DrillReportRow(Base):
+    """What came of one drill; the row behind AkiDB::Ops::DrillReport."""
+
+    __tablename__ = "drill_reports"
+
+    drill_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    quarter: Mapped[str] = mapped_column(String(7))
+    scenario: Mapped[str] = mapped_column(String(32))
+    target: Mapped[str] = mapped_column(String(8))
+    verdict: Mapped[str] = mapped_column(String(8))
+    operator: Mapped[str] = mapped_column(String(128))
+    dry_run: Mapped[bool] = mapped_column(Boolean)
+    rto_target_s: Mapped[int] = mapped_column(BigInteger)
+    rpo_target_s: Mapped[int] = mapped_column(BigInteger)
+    rta_ms: Mapped[int | None] = mapped_column(BigInteger)
+    rpa_ms: Mapped[int | None] = mapped_column(BigInteger)
+    outage_ms: Mapped[int | None] = mapped_column(BigInteger)
+    rows_lost: Mapped[int | None] = mapped_column(BigInteger)
+    backup_id: Mapped[str | None] = mapped_column(String(96))
+    report_sha256: Mapped[str] = mapped_column(String(64))
+    started_at: Mapped[str] = mapped_column(String(24))
+    finished_at: Mapped[str] = mapped_column(String(24))
+
+
 class CheckRow(Base):
     """The newest outcome of one check on one build."""
 

@@ -17,7 +17,9 @@ from akidb_pipelines.cedar.parse import Json
 from akidb_pipelines.errors import InputError
 
 PRIMITIVES = frozenset({"String", "Long", "Bool", "datetime", "decimal", "duration", "ipaddr"})
-FORMATS = frozenset({"rfc3339-millis-z", "rfc3339-micros-offset", "sha256-hex", "json-array", "iso-week", "month"})
+FORMATS = frozenset(
+    {"rfc3339-millis-z", "rfc3339-micros-offset", "sha256-hex", "json-array", "iso-week", "month", "day", "quarter"}
+)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ _GLOBS = {
     "rfc3339-micros-offset": f"{_DATE}.{_D * 6}+00:00",
     "iso-week": f"{_D * 4}-W{_D * 2}",
     "month": f"{_D * 4}-{_D * 2}",
+    "day": f"{_D * 4}-{_D * 2}-{_D * 2}",
+    "quarter": f"{_D * 4}-Q[1-4]",
 }
 # AkiDB writes the shortest exact fraction: 0, 3, 6 or 9 digits.
 _OTHER_GLOBS = {"rfc3339-micros-offset": tuple(f"{_DATE}{fraction}+00:00" for fraction in ("", f".{_D * 3}", f".{_D * 9}"))}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from akidb_pipelines.settings import Settings
-from akidb_pipelines.store.areas import ARTIFACTS, CHANNELS
+from akidb_pipelines.store.areas import AREAS
 from akidb_pipelines.store.manifest import ReleaseManifest, released_file
 from akidb_pipelines.store.publisher import Publisher
 from akidb_pipelines.store.pull import Pulled, Puller, Wanted
@@ -35,17 +35,17 @@ class Place:
 
 def seaweed_place(server: Seaweed) -> Place:
     name = f"t{secrets.token_hex(4)}"
-    server.make_buckets(*(f"{name}-{a}" for a in (ARTIFACTS, CHANNELS)))
+    server.make_buckets(*(f"{name}-{a}" for a in AREAS))
     return Place(f"s3://{name}", server.environment(), server)
 
 
 def rules_place(stub: S3RulesStub) -> Place:
-    stub.make_buckets(*(f"test-{a}" for a in (ARTIFACTS, CHANNELS)))
+    stub.make_buckets(*(f"test-{a}" for a in AREAS))
     return Place("s3://test", stub.environment(), stub)
 
 
 def oci_place(stub: OciStub, folder: Path) -> Place:
-    stub.make_buckets(*(f"test-{a}" for a in (ARTIFACTS, CHANNELS)))
+    stub.make_buckets(*(f"test-{a}" for a in AREAS))
     environment = {"OCI_CONFIG_FILE": str(stub.config_file(folder)), "AKIDB_OCI_ENDPOINT": stub.endpoint}
     return Place("oci://axns/test", environment, stub)
 
