@@ -80,7 +80,15 @@ class Settings(BaseSettings):
     github_token: SecretStr = Field(default=SecretStr(""), description="Token that may read its Actions and runners.")
     runner_jobs_baseline: int = Field(default=6, gt=0, description="CI jobs at once that the runners are planned for.")
     runner_jobs_burst: int = Field(default=12, gt=0, description="CI jobs at once at which capacity is exhausted.")
-    grafana_url: str = Field(default="", description="Grafana that `doctor` tries to reach.")
+    grafana_url: str = Field(default="", description="Grafana that `doctor` tries to reach, and dashboards are exported from.")
+    grafana_token: SecretStr = Field(default=SecretStr(""), description="Token of a service account that may view dashboards.")
+    dashboards_repository: Path | None = Field(
+        default=None, description="Git repository that dashboards are committed to; default backups/dashboards under AKIDB_HOME."
+    )
+    terraform_state: str = Field(
+        default="",
+        description="Terraform's state: a path, s3://bucket/key or oci://namespace/bucket/key; empty: it is not backed up.",
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -148,6 +156,11 @@ class Settings(BaseSettings):
     def builds(self) -> Path:
         """Folder of finished, not yet released builds."""
         return self.home / "builds"
+
+    @property
+    def dashboards_path(self) -> Path:
+        """The git repository that dashboards are committed to."""
+        return self.dashboards_repository or self.home / "backups" / "dashboards"
 
     @property
     def cache(self) -> Path:

@@ -1,7 +1,6 @@
 """A Docker engine and a base image of its own on this machine, for building runner images without a registry.
 
-    <folder>/docker.sock    the engine listens here
-    <folder>/data           its images
+    <folder>                         the engine's, see `engine`
     <cache>/lab-base-bookworm.tar    Debian, made once by debootstrap
 
 As root; others set `akidb_runner_docker_host` to an engine that they may use.
@@ -9,25 +8,18 @@ As root; others set `akidb_runner_docker_host` to an engine that they may use.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from akidb_pipelines.errors import OutsideError, PipelineError
 from akidb_pipelines.images.runners.engine import Engine
-from akidb_pipelines.lab.processes import Process, start
-from akidb_pipelines.lab.programs import find, run
+from akidb_pipelines.lab.engine import LabEngine
+from akidb_pipelines.lab.programs import run
 from akidb_pipelines.progress import Progress, Report
 
 BASE = "akidb/lab-base:bookworm"
 SUITE = "bookworm"
 _PACKAGES = "python3,ca-certificates"
-_SOCKET_LIMIT = 107
-_START_SECONDS = 60
-_STATE = "engine.json"
 
 
 def _silent(told: Progress) -> None:
@@ -49,7 +41,7 @@ class RunnerLab:
     @property
     def url(self) -> str:
         """Of the engine."""
-        return f"unix://{self.folder / 'docker.sock'}"
+        return self._engine.url
 
     def up(self, report: Report = _silent) -> None:
         """Start the engine if it does not run, and make the base image if it has none.
@@ -68,19 +60,7 @@ class RunnerLab:
 
     def start(self, report: Report = _silent) -> None:
         """Start the engine if it does not run. See up."""
-        if os.geteuid() != 0:
-            raise OutsideError(
-                "the lab's Docker engine runs as root", hint="sudo, or set akidb_runner_docker_host to an engine that you may use"
-            )
-        if len(self.url) - len("unix://") > _SOCKET_LIMIT:
-            raise OutsideError(
-                f"the engine's socket would be {self.folder / 'docker.sock'}: longer than {_SOCKET_LIMIT} characters",
-                hint="point AKIDB_HOME at a folder with a shorter path",
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.running():
-            report(Progress("lab: starting a Docker engine"))
-            self._start()
+        self._engine.start(report)
 
     def down(self) -> None:
         """Stop the engine with its containers, and remove all it had.
@@ -88,53 +68,15 @@ class RunnerLab:
         Raises:
             OutsideError: something does not end.
         """
-        state = self.folder / _STATE
-        if process := Process.load(state):
-            process.stop()
-        _unmount_below(self.folder)
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
+        self._engine.down()
 
     def running(self) -> bool:
         """Whether the engine answers."""
-        process = Process.load(self.folder / _STATE)
-        if process is None or not process.alive():
-            return False
-        try:
-            Engine(self.url).close()
-        except PipelineError:
-            return False
-        return True
+        return self._engine.running()
 
-    def _start(self) -> None:
-        if process := Process.load(self.folder / _STATE):
-            process.stop()
-        _unmount_below(self.folder)
-        for stale in ("docker.pid", "docker.sock"):
-            (self.folder / stale).unlink(missing_ok=True)
-        # Of a killed one: its containerd would be waited for.
-        shutil.rmtree(self.folder / "x", ignore_errors=True)
-        # No bridge and no packet filter: the lab changes nothing of this machine's network; builds use it as it is.
-        command = [
-            find("dockerd"),
-            "--host",
-            self.url,
-            "--data-root",
-            str(self.folder / "data"),
-            "--exec-root",
-            str(self.folder / "x"),
-        ]
-        command += ["--pidfile", str(self.folder / "docker.pid"), "--bridge=none", "--iptables=false", "--ip6tables=false"]
-        log = self.folder / "engine.log"
-        process = start(command, log, {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"})
-        process.save(self.folder / _STATE)
-        end = time.monotonic() + _START_SECONDS
-        while not self.running():
-            if not process.alive() or time.monotonic() > end:
-                told = log.read_text(errors="replace")[-500:] if log.exists() else ""
-                process.stop()
-                raise OutsideError(f"the Docker engine did not start: {told}", hint=f"read {log}")
-            time.sleep(0.2)
+    @property
+    def _engine(self) -> LabEngine:
+        return LabEngine(self.folder, "set akidb_runner_docker_host to an engine that you may use")
 
     def _import_base(self, report: Report) -> None:
         archive = self.cache / f"lab-base-{SUITE}.tar"
@@ -155,10 +97,3 @@ class RunnerLab:
         finally:
             shutil.rmtree(root, ignore_errors=True)
             part.unlink(missing_ok=True)
-
-
-def _unmount_below(folder: Path) -> None:
-    """What containers of a killed engine have left mounted, the deepest first."""
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for mount in sorted((m for m in mounts if m.startswith(f"{folder}/")), reverse=True):
-        subprocess.run([find("umount"), "--lazy", mount], check=False, capture_output=True)

@@ -21,6 +21,8 @@ from akidb_pipelines.store.remote import RemoteStore
 ARTIFACTS, CHANNELS, COLD, TFSTATE = "artifacts", "channels", "cold", "tfstate"
 AREAS = {ARTIFACTS: False, CHANNELS: True, COLD: False, TFSTATE: True}
 """Every area, and whether it keeps earlier contents: OCI's retention rules exclude versioning, hence one bucket each."""
+PRIVATE = (COLD, TFSTATE)
+"""What only their owner may read: dumps hold users, states hold secrets. Of buckets, policies say so."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,50}")
 
@@ -35,7 +37,7 @@ def area(settings: Settings, name: str, base_url: str = "") -> ObjectStore:
     scheme, _, rest = base_url.rstrip("/").partition("://")
     namespace, _, bucket = rest.partition("/")
     if scheme == "file" and rest.startswith("/"):
-        return LocalStore(Path(rest) / name)
+        return LocalStore(Path(rest) / name, private=name in PRIVATE)
     if scheme == "s3" and _NAME.fullmatch(rest):
         from akidb_pipelines.store.s3 import S3Bucket
 

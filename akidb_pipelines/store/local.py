@@ -36,21 +36,28 @@ class LocalStore:
 
     Args:
         root: made when first written to.
+        private: whether only its owner may look into it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, private: bool = False) -> None:
         self.root = root
+        self._mode = 0o700 if private else 0o777
         self.url = f"file://{root}"
 
     def prepare(self, *, versioned: bool) -> None:
         """See ObjectStore: a folder keeps no versions."""
         with self._telling("making the folder"):
-            self.root.mkdir(parents=True, exist_ok=True)
+            self._make()
+
+    def _make(self) -> None:
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        self.root.mkdir(mode=self._mode, exist_ok=True)
 
     def create(self, key: str, source: Path | bytes | memoryview, *, sha256: str = "", moved: Moved = untold) -> None:
         """See ObjectStore."""
         target = self._path(key)
         with self._telling(f"storing {key}"):
+            self._make()
             target.parent.mkdir(parents=True, exist_ok=True)
             # One folder for all that is being written, so that the next object stored sweeps whatever a dead writer left.
             arriving = self.root / ".incoming"
@@ -80,6 +87,7 @@ class LocalStore:
         """See ObjectStore."""
         target = self._path(key)
         with self._telling(f"changing {key}"):
+            self._make()
             target.parent.mkdir(parents=True, exist_ok=True)
             with (target.parent / ".lock").open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
