@@ -14,6 +14,7 @@ from akidb_pipelines.errors import InputError
 
 _ISO_WEEK = re.compile(r"(\d{4})-W(\d{2})")
 _MONTH = re.compile(r"(\d{4})-(\d{2})(?:-(\d{2}))?")
+_QUARTER = re.compile(r"(\d{4})-Q([1-4])")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -124,6 +125,60 @@ class Month:
     def __str__(self) -> str:
         return f"{self.first:%Y-%m}"
 
+
+@dataclass(frozen=True, order=True)
+class Quarter:
+    """A quarter of a calendar year, named by its first day."""
+
+    first: date
+
+    def __post_init__(self) -> None:
+        if self.first.day != 1 or self.first.month not in (1, 4, 7, 10):
+            begin = self.first.replace(month=3 * ((self.first.month - 1) // 3) + 1, day=1)
+            hint = f"write {begin} or {begin.year}-Q{(begin.month + 2) // 3}"
+            raise InputError(f"{self.first} does not begin a quarter; a quarter is named by its first day", hint=hint)
+
+    @classmethod
+    def parse(cls, text: str) -> Quarter:
+        """Read `2026-Q4` or its first day `2026-10-01`.
+
+        Raises:
+            InputError: no such quarter, or another day of it.
+        """
+        text = text.strip()
+        if match := _QUARTER.fullmatch(text):
+            return cls(date(int(match[1]), 3 * int(match[2]) - 2, 1))
+        try:
+            return cls(date.fromisoformat(text))
+        except ValueError:
+            raise InputError(f"{text!r} is no quarter", hint="write a quarter such as 2026-Q4") from None
+
+    @classmethod
+    def containing(cls, moment: datetime | date) -> Quarter:
+        """The quarter that a day, or an aware moment (in UTC), falls into."""
+        if isinstance(moment, datetime):
+            moment = moment.astimezone(UTC).date()
+        return cls(moment.replace(month=3 * ((moment.month - 1) // 3) + 1, day=1))
+
+    @property
+    def iso(self) -> str:
+        """`2026-Q4`."""
+        return f"{self.first.year:04d}-Q{(self.first.month + 2) // 3}"
+
+    @property
+    def key(self) -> str:
+        """The Dagster partition key: the first day, `2026-10-01`."""
+        return self.first.isoformat()
+
+    def __str__(self) -> str:
+        return self.iso
+
+
+FIRST_QUARTER = Quarter(date(2025, 10, 1))
+"""The first quarter there is a drill for: that of the plan's week 0."""
+
+FIRST_DAY = date(2025, 11, 3)
+"""The first day there are backups for: the plan's week 0."""
 
 FIRST_MONTH = Month(date(2025, 11, 1))
 """The first month there are images for: that of the plan's week 0."""

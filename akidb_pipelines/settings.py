@@ -85,6 +85,10 @@ class Settings(BaseSettings):
     dashboards_repository: Path | None = Field(
         default=None, description="Git repository that dashboards are committed to; default backups/dashboards under AKIDB_HOME."
     )
+    lab_docker_host: str = Field(
+        default="", description="Docker engine for the Swarm lab; default: DOCKER_HOST, else as root its own, else this machine's."
+    )
+    lab_heartbeat_s: float = Field(default=1, gt=0, description="Heartbeat of the Swarm lab's nodes, in seconds.")
     terraform_state: str = Field(
         default="",
         description="Terraform's state: a path, s3://bucket/key or oci://namespace/bucket/key; empty: it is not backed up.",

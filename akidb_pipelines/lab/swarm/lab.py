@@ -55,6 +55,7 @@ class _Made:
     network: str
     node_image: str = ""
     service_image: str = ""
+    cluster: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,13 @@ class SwarmLab:
 
     # --- up and down
 
-    def up(self, seed: Path, report: Report = lambda _: None) -> None:
+    def up(self, seed: Path, report: Report = lambda _: None, mark: Path | None = None) -> None:
         """Make and start it; what runs already goes on.
 
         Args:
             seed: the database that every node begins with.
             report: told the progress.
+            mark: a file in its folder that is to be there as soon as anything is.
 
         Raises:
             OutsideError: there is no Docker engine, or it does not do what is asked.
@@ -87,6 +89,8 @@ class SwarmLab:
             return
         self.down()
         self.folder.mkdir(parents=True, exist_ok=True)
+        if mark:
+            mark.touch()
         made = self._begin(report)
         with self._client(made) as client:
             made = self._images(client, made, report)
@@ -106,6 +110,7 @@ class SwarmLab:
             report(Progress("lab: forming the swarm, starting its services"))
             self._form(nodes)
             self._serve(nodes[0], made)
+            self._save(replace(made, cluster=self.cluster_id()))
             write_whole(self.folder / "allow.yaml", self._allow_list().encode())
             write_whole(self.folder / "terraform.tfstate", first_state(NODES), mode=0o600)
         if not waited(self._is_serving, _READY_SECONDS):
@@ -129,9 +134,13 @@ class SwarmLab:
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
+    def swarm_is_made(self) -> bool:
+        """Whether `up` came to its end once; nodes may be down since, which is a drill's business."""
+        return self._made() is not None and (self.folder / "allow.yaml").exists()
+
     def running(self) -> bool:
         """Whether it is up: every service answers."""
-        return self._made() is not None and (self.folder / "allow.yaml").exists() and self._is_serving()
+        return self.swarm_is_made() and self._is_serving()
 
     def _is_serving(self) -> bool:
         import httpx
@@ -177,6 +186,10 @@ class SwarmLab:
         made = self._known()
         with self._client(made) as client:
             yield self._node(client, made, name)
+
+    def swarm_id(self) -> str:
+        """Of the swarm that this lab was made as; `cluster_id` asks the nodes."""
+        return self._known().cluster
 
     @property
     def service_image(self) -> str:

@@ -1,0 +1,156 @@
+"""What a drill did, line by line, each on the disk before the next thing is done: after a killed drill, what to undo stands here.
+
+<home>/drills/<id>/journal.jsonl    one JSON object a line; `end` is the last of a drill that was finished
+<home>/drills/lock                  held by the process that drills
+<home>/drills/STOP                  while this file is there, no drill goes on
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from akidb_pipelines.errors import InputError, IntegrityError, OutsideError
+from akidb_pipelines.store.lease import BusyError
+
+JOURNAL, STOP = "journal.jsonl", "STOP"
+_ID = re.compile(r"\d{8}T\d{6}Z-[a-z]+-[a-z_]+")
+
+
+@dataclass(frozen=True)
+class Undo:
+    """Something that puts right what a phase is about to do; harmless when there is nothing to put right."""
+
+    action: str
+    """`power_on`, `reconnect`, `member`, `state`."""
+    node: str
+
+
+class Journal:
+    """The journal of one drill.
+
+    Args:
+        folder: of the drill.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / JOURNAL
+
+    def write(self, event: str, **told: object) -> None:
+        """Add a line, and return when it is on the disk.
+
+        Raises:
+            OutsideError: it cannot be written; nothing more may be done then.
+        """
+        line = json.dumps({"at": datetime.now(UTC).isoformat(), "event": event, **told}, default=str) + "\n"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as out:
+                out.write(line)
+                out.flush()
+                os.fsync(out.fileno())
+        except OSError as error:
+            raise OutsideError(
+                f"journal {self._path}: {error}", hint="free some space; then: akidb-pipelines drills recover"
+            ) from error
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines; a last one that was cut short is none.
+
+        Raises:
+            IntegrityError: an earlier one is damaged.
+        """
+        texts = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = []
+        for number, text in enumerate(texts, 1):
+            try:
+                found.append(dict(json.loads(text)))
+            except ValueError as error:
+                if number == len(texts):
+                    break
+                raise IntegrityError(
+                    f"journal {self._path}: line {number} is damaged", hint="read it, undo by hand, remove it"
+                ) from error
+        return found
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to be undone."""
+        lines = self.lines()
+        return bool(lines) and lines[-1]["event"] == "end"
+
+    def undoes(self) -> list[Undo]:
+        """What is to be undone, the last first."""
+        pushed = [Undo(line["action"], line["node"]) for line in self.lines() if line["event"] == "undo"]
+        return list(dict.fromkeys(reversed(pushed)))
+
+
+@dataclass(frozen=True)
+class Cabinet:
+    """The journals of all drills, below one folder."""
+
+    folder: Path
+
+    @property
+    def stop_file(self) -> Path:
+        """The kill switch."""
+        return self.folder / STOP
+
+    def begin(self, target: str, scenario: str, now: datetime) -> Journal:
+        """A journal for a new drill."""
+        return Journal(self.folder / f"{now:%Y%m%dT%H%M%SZ}-{target}-{scenario}")
+
+    def ids(self) -> list[str]:
+        """Every drill, oldest first."""
+        return sorted(p.parent.name for p in self.folder.glob(f"*/{JOURNAL}"))
+
+    def journal(self, drill_id: str) -> Journal:
+        """The journal of a drill.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not _ID.fullmatch(drill_id) or drill_id not in self.ids():
+            have = ", ".join(self.ids()[-3:]) or "none"
+            raise InputError(f"there is no drill {drill_id}; the last are {have}", hint="akidb-pipelines drills list")
+        return Journal(self.folder / drill_id)
+
+    def unfinished(self) -> list[Journal]:
+        """Those of drills that were killed, or whose undoing failed."""
+        return [j for j in (Journal(self.folder / i) for i in self.ids()) if not j.is_finished]
+
+    def expect_all_finished(self) -> None:
+        """Refuse to begin while something is left to be undone.
+
+        Raises:
+            BusyError: it is.
+        """
+        if left := self.unfinished():
+            raise BusyError(
+                f"drill {left[0].folder.name} was interrupted and is not undone",
+                hint="akidb-pipelines drills recover; docs/runbooks/drill-interrupted.md",
+            )
+
+    @contextmanager
+    def only_one(self) -> Iterator[None]:
+        """Be the only process that drills.
+
+        Raises:
+            BusyError: another one does.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BusyError("another drill is under way here", hint="wait for it; akidb-pipelines drills list") from error
+            yield

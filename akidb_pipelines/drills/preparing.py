@@ -1,0 +1,155 @@
+"""The first two phases: every guard is asked, and everything is seen to be well. In the lab a backup is taken, too."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+from akidb_pipelines.backups.sources import Database
+from akidb_pipelines.backups.terraform import parse_state
+from akidb_pipelines.drills import guards
+from akidb_pipelines.drills.canary import Prober, Writer
+from akidb_pipelines.drills.drill import Drill
+from akidb_pipelines.drills.guards import GuardError
+from akidb_pipelines.drills.report import StateUsed
+from akidb_pipelines.drills.scenarios import Fault, Guard
+from akidb_pipelines.drills.target import quorum
+from akidb_pipelines.drills.undo import candidates
+
+ENOUGH = 10
+"""Canary rows that must be acknowledged before it counts."""
+_STALE = timedelta(hours=4)
+"""How much older than the objective the backup of scenario stale_backup is."""
+
+
+def preflight(drill: Drill) -> str:
+    """Every guard; in the lab also a backup of what is about to be lost."""
+    facts, target, request = drill.facts, drill.target, drill.request
+    allowed = guards.read_allow_list(target.allow_list())
+    facts.cluster_id = target.cluster_id()
+    guards.expect_cluster(facts.cluster_id, allowed)
+    nodes = target.nodes()
+    facts.victims = guards.choose(drill.scenario, nodes, allowed, request.node)
+    facts.survivors = [n.name for n in nodes if n not in facts.victims]
+    facts.quorum_before = quorum(nodes)
+    for victim in facts.victims:
+        guards.expect_allowed(victim, allowed)
+    if not _waived(drill, Guard.QUORUM):
+        guards.expect_quorum(nodes, facts.victims)
+    drill.journal.write("chosen", victims=drill.victims, survivors=facts.survivors, cluster=facts.cluster_id)
+    if target.name != "lab" and not request.dry_run:
+        guards.expect_confirmed(request.confirm, target.environment, "+".join(drill.victims) or "state", datetime.now(UTC).date())
+    if drill.scenario.fault is Fault.LOSE_STATE:
+        return _expect_state(drill)
+    if drill.scenario.fault is Fault.POWER_OFF:
+        for name in drill.victims:
+            _expect_backups(drill, name)
+    chosen = ", ".join(drill.victims)
+    return f"{chosen} may be lost; {', '.join(c[0].id for c in facts.backups.values()) or 'no backup is needed'}"
+
+
+def _waived(drill: Drill, guard: Guard) -> bool:
+    return guard in drill.scenario.waived and drill.target.name == "lab"
+
+
+def _expect_backups(drill: Drill, name: str) -> None:
+    database = drill.target.database(name)
+    if database is None:
+        raise GuardError(
+            Guard.BACKUP, f"{name} has no database that can be dumped", hint="set akidb_databases of it in the inventory"
+        )
+    if drill.target.name == "lab" and not drill.request.dry_run:
+        _back_up_first(drill, name, database)
+    found = candidates(drill.depot, database)
+    newest = next((d for d in found if drill.depot.is_verified(d)), found[0] if found else None)
+    if newest or not drill.request.dry_run or drill.target.name != "lab":
+        guards.expect_backup(newest, database.where, verified=newest is not None and drill.depot.is_verified(newest))
+        assert newest is not None
+        if not _waived(drill, Guard.BACKUP_AGE):
+            guards.expect_young(newest, datetime.now(UTC), drill.limits.rpo_s)
+        drill.depot.ask_for(newest)  # an archive needs up to an hour: ask before the clock runs
+    drill.facts.backups[name] = [d for d in found if drill.depot.is_verified(d)]
+
+
+def _back_up_first(drill: Drill, name: str, database: Database) -> None:
+    """The lab's own daily dump, taken now; two of them where the first is going to be damaged, one of old where it must be stale."""
+    url = drill.target.service_url(name)
+    writer = Writer({name: url}, drill.journal.folder / "acknowledged.jsonl")
+    writer.start()
+    try:
+        drill.until(f"canary rows on {name}", lambda: len(writer.acknowledged(name)) >= ENOUGH)
+    finally:
+        writer.stop()
+    source = _Aged(database, timedelta(seconds=drill.limits.rpo_s) + _STALE) if drill.scenario.stale else database
+    for _ in range(2 if drill.scenario.corrupts else 1):
+        dump = drill.depot.take(source)
+        for found in drill.depot.run_checks(dump):
+            if found.holds_back:
+                raise GuardError(
+                    Guard.BACKUP, f"{dump.id}: {found.check}: {found.summary}", hint="docs/runbooks/restore-a-database.md"
+                )
+        drill.tell(f"backed up: {dump.id}")
+
+
+class _Aged:
+    """A database whose dumps say that they are older than they are."""
+
+    def __init__(self, database: Database, by: timedelta) -> None:
+        self._database, self._by = database, by
+        self.name, self.where = database.name, database.where
+
+    def dump(self, target: Path) -> datetime:
+        """See Database."""
+        return self._database.dump(target) - self._by
+
+
+def _expect_state(drill: Drill) -> str:
+    path = drill.target.terraform_state()
+    if path is None:
+        raise GuardError(Guard.BACKUP, "Terraform's state is not configured", hint="set AKIDB_TERRAFORM_STATE")
+    state = parse_state(path.read_bytes(), str(path))
+    if drill.target.name == "lab":
+        drill.states.keep(state, drill.target.environment, new_lineage=True)
+    kept = drill.states.newest(drill.target.environment)
+    if kept is None or (kept.serial, kept.lineage) != (state.serial, state.lineage):
+        raise GuardError(
+            Guard.BACKUP,
+            f"there is no copy of serial {state.serial}, lineage {state.lineage}",
+            hint="akidb-pipelines backups run terraform",
+        )
+    drill.states.state(kept)
+    drill.facts.lost_state = state
+    drill.facts.state = StateUsed(state.serial, state.lineage, len(state.resources))
+    return f"state of serial {state.serial} may be lost; its copy is verified"
+
+
+# --- baseline
+
+
+def baseline(drill: Drill) -> str:
+    """Everything is well before, and the watchers see it."""
+    facts, target = drill.facts, drill.target
+    nodes = target.nodes()
+    if unready := [n.name for n in nodes if not n.ready]:
+        raise GuardError(Guard.QUORUM, f"{', '.join(unready)} is not ready before anything was done", hint="heal the cluster first")
+    urls = {name: url for name in drill.victims if (url := target.service_url(name))}
+    if urls:
+        drill.prober, drill.writer = Prober(urls), Writer(urls, drill.journal.folder / "acknowledged.jsonl")
+        drill.prober.start()
+        drill.writer.start()
+        for name in urls:
+            drill.until(f"{name} to answer from outside", partial(drill.answers_outside, name))
+            drill.until(f"canary rows on {name}", partial(_has_rows, drill, name))
+    else:
+        drill.find(
+            "outage and lost rows are not measured: not configured where the service answers"
+            if drill.victims
+            else "no node is touched"
+        )
+    facts.gateways = len(target.gateways() or ())
+    return f"{len(nodes)} nodes ready, quorum {facts.quorum_before}, {facts.gateways} gateways answer"
+
+
+def _has_rows(drill: Drill, name: str) -> bool:
+    return drill.acknowledged(name) >= ENOUGH

@@ -1,0 +1,135 @@
+"""Putting right what a drill has done, whether it ended well, failed or was killed. Each action looks first and does what is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from akidb_pipelines.backups.depot import Depot
+from akidb_pipelines.backups.dump import Dump
+from akidb_pipelines.backups.sources import Database
+from akidb_pipelines.backups.terraform import StateShelf, parse_state
+from akidb_pipelines.drills.journal import Undo
+from akidb_pipelines.drills.report import UndoRecord
+from akidb_pipelines.drills.target import Node, NoQuorumError, RefusedCopyError, Target
+from akidb_pipelines.errors import IntegrityError, OutsideError, PipelineError
+from akidb_pipelines.files import scratch_folder
+
+_READY_S = 120.0
+_POLL_S = 0.25
+
+
+def candidates(depot: Depot, database: Database) -> list[Dump]:
+    """Backups of this very database, the newest first: another one of the same name, of an earlier cluster, is none."""
+    return [d for d in reversed(depot.dumps(database.name)) if d.record.source == database.where]
+
+
+@dataclass(frozen=True)
+class Undoing:
+    """What undoing needs.
+
+    Args:
+        target: where.
+        depot: has the backups.
+        states: copies of Terraform's state.
+        survivors: nodes that the drill did not touch.
+        patience_s: so long a node may take to be ready.
+    """
+
+    target: Target
+    depot: Depot
+    states: StateShelf
+    survivors: Sequence[str]
+    patience_s: float = _READY_S
+
+    def all(self, undoes: Sequence[Undo]) -> list[UndoRecord]:
+        """Do everything that is left to do; one that fails does not keep the others from being done."""
+        records = []
+        for undo in undoes:
+            try:
+                records.append(UndoRecord(undo.action, undo.node, True, self._one(undo)))
+            except PipelineError as error:
+                records.append(UndoRecord(undo.action, undo.node, False, str(error)))
+        return records
+
+    def _one(self, undo: Undo) -> str:
+        if undo.action == "power_on":
+            return self._ready_by(undo.node, self.target.power_on, "powered on")
+        if undo.action == "reconnect":
+            return self._ready_by(undo.node, self.target.reconnect, "reconnected")
+        if undo.action == "state":
+            return self._state()
+        return self._member(undo.node)
+
+    # --- a node
+
+    def _node(self, name: str) -> Node | None:
+        try:
+            return next((n for n in self.target.nodes() if n.name == name and n.ready), None)
+        except OutsideError:
+            return None
+
+    def _ready_by(self, name: str, verb: object, done: str) -> str:
+        if self._node(name):
+            return "nothing to do: it is ready"
+        assert callable(verb)
+        verb(name)
+        self._wait(name)
+        return done
+
+    def _wait(self, name: str) -> None:
+        end = time.monotonic() + self.patience_s
+        while not self._node(name):
+            if time.monotonic() > end:
+                raise OutsideError(
+                    f"{name} did not become ready within {self.patience_s:.0f} s",
+                    hint="docker node ls; akidb-pipelines drills recover",
+                )
+            time.sleep(_POLL_S)
+
+    def _member(self, name: str) -> str:
+        if (node := self._node(name)) and node.is_healthy_manager:
+            return self._database(name) or "nothing to do: it is a manager and serves its database"
+        try:
+            self.target.nodes()
+        except NoQuorumError:
+            self.target.reform(self.survivors[0], [name])
+        self.target.evict(name)
+        self.target.rebuild(name)
+        self.target.join(name)
+        self._wait(name)
+        self._database(name)
+        return "built anew, joined, its database brought back"
+
+    def _database(self, name: str) -> str:
+        """Bring the database back if the service has none; returns what was done."""
+        database = self.target.database(name)
+        if database is None:
+            return ""
+        with scratch_folder(self.depot.scratch) as folder:
+            with suppress(PipelineError):
+                database.dump(folder / "probe.db")
+                return ""
+            for dump in candidates(self.depot, database):
+                with suppress(IntegrityError, RefusedCopyError):
+                    brought = self.depot.sound(dump, folder)
+                    self.target.put_database(name, brought.path, dump.record.sha256)
+                    return f"{dump.id} brought back"
+        raise OutsideError(
+            f"{name}: no backup of {database.where} could be brought back", hint="docs/runbooks/restore-a-database.md"
+        )
+
+    # --- the state
+
+    def _state(self) -> str:
+        path, kept = self.target.terraform_state(), self.states.newest(self.target.environment)
+        if path is None or kept is None:
+            raise OutsideError("there is no copy of Terraform's state", hint="akidb-pipelines backups run terraform")
+        with suppress(OSError, IntegrityError):
+            if parse_state(Path(path).read_bytes(), str(path)).sha256 == kept.sha256:
+                return "nothing to do: it is there"
+        self.states.restore(kept, Path(path), replace=True)
+        return f"serial {kept.serial} brought back"
