@@ -15,8 +15,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from akidb_pipelines.cli.backups import backups_app
 from akidb_pipelines.cli.cedar import cedar_app
 from akidb_pipelines.cli.common import AsJson, WeekOption, err, out, print_json, week_of, wide
+from akidb_pipelines.cli.drills import drills_app
 from akidb_pipelines.cli.fixtures import fixtures_app
 from akidb_pipelines.cli.images import images_app
 from akidb_pipelines.cli.lab import lab_app
@@ -36,6 +38,8 @@ hooks_app = typer.Typer(no_args_is_help=True, help="Git hooks.")
 app.add_typer(fixtures_app, name="fixtures")
 app.add_typer(images_app, name="images")
 app.add_typer(runners_app, name="runners")
+app.add_typer(backups_app, name="backups")
+app.add_typer(drills_app, name="drills")
 app.add_typer(lab_app, name="lab")
 app.add_typer(registry_app, name="registry")
 app.add_typer(store_app, name="store")

@@ -17,11 +17,13 @@ from akidb_pipelines.settings import Settings
 if TYPE_CHECKING:
     from akidb_pipelines.lab.jetson import JetsonLab, LabHost
     from akidb_pipelines.lab.runner import RunnerLab
+    from akidb_pipelines.lab.swarm.lab import SwarmLab
 
-KNOWN = ("jetson", "runner")
+KNOWN = ("jetson", "runner", "swarm")
 
 lab_app = typer.Typer(
-    no_args_is_help=True, help="Stand-ins on this machine: Jetsons with drives and sshd, a Docker engine for CI runners."
+    no_args_is_help=True,
+    help="Stand-ins on this machine: Jetsons with drives and sshd, a Docker engine for CI runners, a Swarm to lose nodes of.",
 )
 What = Annotated[str, typer.Argument(help=f"Which lab: {', '.join(KNOWN)}.")]
 
@@ -36,6 +38,9 @@ def lab_up(what: What = "jetson", as_json: AsJson = False) -> None:
         _show_runner(runner, as_json)
         if not as_json:
             out.print("Try:", "  akidb-pipelines runners build docker", sep="\n", soft_wrap=True, highlight=False)
+        return
+    if what == "swarm":
+        _swarm_up(as_json)
         return
     lab = _lab(what)
     with err.status("lab") as status:
@@ -52,6 +57,9 @@ def lab_down(what: What = "jetson") -> None:
     """Stop it and remove everything it made, drives included."""
     if what == "runner":
         _runner_lab().down()
+    elif what == "swarm":
+        with err.status("lab") as status:
+            _swarm_lab().down(lambda told: status.update(told.stage))
     else:
         _lab(what).down()
 
@@ -61,6 +69,8 @@ def lab_status(what: What = "jetson", as_json: AsJson = False) -> None:
     """Which hosts run, and where their drives are."""
     if what == "runner":
         _show_runner(_runner_lab(), as_json)
+    elif what == "swarm":
+        _show_swarm(_swarm_lab(), as_json)
     else:
         _show(_lab(what).status(), as_json)
 
@@ -87,6 +97,37 @@ def _show_runner(lab: RunnerLab, as_json: bool) -> None:
         print_json({"engine": lab.url, "running": lab.running()})
     else:
         out.print(f"Docker engine {lab.url}: {'running' if lab.running() else 'not running'}", soft_wrap=True, highlight=False)
+
+
+def _swarm_lab() -> SwarmLab:
+    from akidb_pipelines.lab.swarm.open import open_swarm
+
+    return open_swarm(Settings.load())
+
+
+def _swarm_up(as_json: bool) -> None:
+    from akidb_pipelines.lab.swarm.open import bring_up
+
+    with err.status("lab") as status:
+        lab = bring_up(Settings.load(), lambda told: status.update(told.stage))
+    _show_swarm(lab, as_json)
+    if not as_json:
+        out.print("Try:", "  akidb-pipelines drills run --scenario node_power_off", sep="\n", soft_wrap=True, highlight=False)
+
+
+def _show_swarm(lab: SwarmLab, as_json: bool) -> None:
+    from akidb_pipelines.lab.swarm.target import LabTarget
+
+    made = lab.swarm_is_made()
+    nodes = LabTarget(lab).nodes() if made else []
+    if as_json:
+        print_json({"running": lab.running(), "nodes": [{**asdict(n), "service": lab.service_url(n.name)} for n in nodes]})
+        return
+    table = Table("node", "ready", "manager", "service", title="Swarm lab" if made else "Swarm lab: not up")
+    for n in nodes:
+        manager = "leader" if n.leader else "reachable" if n.reachable else "-"
+        table.add_row(n.name, "[green]yes[/]" if n.ready else "[red]no[/]", manager, lab.service_url(n.name))
+    wide(80).print(table)
 
 
 def _show(hosts: Iterable[LabHost], as_json: bool) -> None:

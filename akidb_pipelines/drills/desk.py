@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -197,6 +199,14 @@ class Desk:
     def picture(self, drill_id: str) -> Path:
         """The picture of a drill's phases, on this machine."""
         return self.cabinet.folder / drill_id / _PICTURE
+
+
+def operator() -> str:
+    """Who runs this: the user's name, or number where it has no name."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"user {os.getuid()}"
 
 
 def _report(drill: Drill, outcome: Outcome, started: datetime, drill_id: str) -> DrillReport:

@@ -74,13 +74,8 @@ def _expect_backups(drill: Drill, name: str) -> None:
 
 def _back_up_first(drill: Drill, name: str, database: Database) -> None:
     """The lab's own daily dump, taken now; two of them where the first is going to be damaged, one of old where it must be stale."""
-    url = drill.target.service_url(name)
-    writer = Writer({name: url}, drill.journal.folder / "acknowledged.jsonl")
-    writer.start()
-    try:
-        drill.until(f"canary rows on {name}", lambda: len(writer.acknowledged(name)) >= ENOUGH)
-    finally:
-        writer.stop()
+    _watch(drill)
+    drill.until(f"canary rows on {name}", partial(_has_rows, drill, name))
     source = _Aged(database, timedelta(seconds=drill.limits.rpo_s) + _STALE) if drill.scenario.stale else database
     for _ in range(2 if drill.scenario.corrupts else 1):
         dump = drill.depot.take(source)
@@ -133,22 +128,23 @@ def baseline(drill: Drill) -> str:
     nodes = target.nodes()
     if unready := [n.name for n in nodes if not n.ready]:
         raise GuardError(Guard.QUORUM, f"{', '.join(unready)} is not ready before anything was done", hint="heal the cluster first")
-    urls = {name: url for name in drill.victims if (url := target.service_url(name))}
-    if urls:
+    _watch(drill)
+    for name in drill.victims if drill.writer else ():
+        drill.until(f"{name} to answer from outside", partial(drill.answers_outside, name))
+        drill.until(f"canary rows on {name}", partial(_has_rows, drill, name))
+    if drill.victims and not drill.writer:
+        drill.find("outage and lost rows are not measured: not configured where the service answers")
+    facts.gateways = len(target.gateways() or ())
+    return f"{len(nodes)} nodes ready, quorum {facts.quorum_before}, {facts.gateways} gateways answer"
+
+
+def _watch(drill: Drill) -> None:
+    """Begin to write canary rows and to probe, where a service can be reached."""
+    urls = {name: url for name in drill.victims if (url := drill.target.service_url(name))}
+    if urls and drill.writer is None:
         drill.prober, drill.writer = Prober(urls), Writer(urls, drill.journal.folder / "acknowledged.jsonl")
         drill.prober.start()
         drill.writer.start()
-        for name in urls:
-            drill.until(f"{name} to answer from outside", partial(drill.answers_outside, name))
-            drill.until(f"canary rows on {name}", partial(_has_rows, drill, name))
-    else:
-        drill.find(
-            "outage and lost rows are not measured: not configured where the service answers"
-            if drill.victims
-            else "no node is touched"
-        )
-    facts.gateways = len(target.gateways() or ())
-    return f"{len(nodes)} nodes ready, quorum {facts.quorum_before}, {facts.gateways} gateways answer"
 
 
 def _has_rows(drill: Drill, name: str) -> bool:

@@ -202,7 +202,7 @@ def markdown(report: Report, picture: str = "timeline.png") -> str:
     verdict = report.verdict.upper().replace("_", " ")
     parts = [
         f"# DR drill {report.drill_id}: {verdict}",
-        f"{kind} {report.summary} {report.reason}".strip(),
+        f"{kind} {report.summary} Outcome: {report.reason}.",
         f"![Phases over time]({picture})" if picture else "",
         _table(("objective", "target", "actual", ""), _objectives(report)),
         "## What decided",

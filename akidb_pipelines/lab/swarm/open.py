@@ -10,6 +10,7 @@ import apsw
 from akidb_pipelines import __version__
 from akidb_pipelines.backups.sources import Database
 from akidb_pipelines.backups.sqlite import CANARY_TABLE
+from akidb_pipelines.backups.terraform import NAME, State, parse_state, read_source
 from akidb_pipelines.cedar.sandbox import load_sandbox
 from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.files import scratch_folder
@@ -66,6 +67,23 @@ def lab_databases(settings: Settings) -> list[Database]:
         return []
     target = LabTarget(lab)
     return [target.database(name) for name in NODES]
+
+
+def terraform_states(settings: Settings) -> dict[str, State]:
+    """Terraform's state that settings name, and that of a lab that is up, by environment.
+
+    Raises:
+        InputError, IntegrityError, OutsideError: see read_source.
+    """
+    found = {}
+    if state := read_source(settings):
+        found[NAME] = state
+    lab = open_swarm(settings)
+    if lab.swarm_is_made():
+        target = LabTarget(lab)
+        path = target.terraform_state()
+        found[target.environment] = parse_state(path.read_bytes(), str(path))
+    return found
 
 
 def seed_database(settings: Settings, report: Report = lambda _: None) -> Path:
