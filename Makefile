@@ -25,6 +25,7 @@ run: setup  ## build, check and release this week's fixtures; ARGS="--week 2026-
 
 ui: setup  ## serve the Dagster UI and daemon on 127.0.0.1:3000
 	@DAGSTER_HOME=$$($(BIN)/akidb-pipelines prepare-home) && export DAGSTER_HOME && cd $(CHECKOUT) && \
+	$(BIN)/dagster instance concurrency set dr_drill 1 >/dev/null && \
 	exec $(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port $(PORT)
 
 lint: setup-dev  ## ruff and mypy

@@ -10,9 +10,9 @@ from dagster_docker import PipesDockerClient
 from akidb_pipelines.images.runners.fleet import fleet_of
 from akidb_pipelines.machines.inventory import open_inventory
 from akidb_pipelines.progress import Report
-from akidb_pipelines.resources import FixtureTools, ImageTools, RegistryTools, RunnerTools
+from akidb_pipelines.resources import BackupTools, DrillTools, FixtureTools, ImageTools, RegistryTools, RunnerTools
 from akidb_pipelines.settings import Settings
-from assets import fixtures, jetson, reflash, registry, runners
+from assets import backups, drills, fixtures, jetson, reflash, registry, runners
 from schedules import jobs, schedules, sensors
 
 
@@ -43,6 +43,11 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             reflash.report_spec,
             *of_runners.assets,
             runners.ci_runner_capacity,
+            backups.staging_dumps,
+            backups.terraform_state_backup,
+            backups.dashboard_export,
+            backups.dump_retention,
+            drills.dr_drill_report,
         ],
         asset_checks=[
             fixtures.fixture_checks,
@@ -50,6 +55,8 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             registry.metadata_expiry,
             *of_jetsons.checks,
             *of_runners.checks,
+            backups.backup_checks,
+            drills.drills_recent,
         ],
         jobs=[
             jobs.fixtures_job,
@@ -59,6 +66,9 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             reflash.reflash_job,
             jobs.runner_images_job,
             jobs.runner_capacity_job,
+            jobs.backups_job,
+            jobs.dr_drill_job,
+            drills.recovery_job,
         ],
         schedules=[
             schedules.weekly_fixtures(settings.weekly_fixtures_cron),
@@ -66,13 +76,23 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             schedules.jetson_images(settings.jetson_images_cron, devices),
             schedules.runner_images(settings.runner_images_cron, fleet),
             schedules.runner_capacity(settings.runner_capacity_cron),
+            schedules.daily_backups(settings.daily_backups_cron),
+            schedules.dr_drill(settings.dr_drill_cron),
         ],
-        sensors=[sensors.fixture_drift, sensors.registry_expiry],
+        sensors=[
+            sensors.fixture_drift,
+            sensors.registry_expiry,
+            sensors.drill_overdue,
+            sensors.failed_drill,
+            sensors.interrupted_drill,
+        ],
         resources={
             "fixture_tools": FixtureTools(settings, progress),
             "registry_tools": RegistryTools(settings),
             "image_tools": ImageTools(settings),
             "runner_tools": RunnerTools(settings),
+            "backup_tools": BackupTools(settings),
+            "drill_tools": DrillTools(settings),
             "pipes_docker": PipesDockerClient(),
         },
         # Every check is a step, and a process a step would cost 3 s each.

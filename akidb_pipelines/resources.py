@@ -6,7 +6,7 @@ because a code server lives for weeks and the sandbox is exactly what changes me
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,12 @@ from akidb_pipelines.settings import Settings
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from akidb_pipelines.backups.dashboards import Exported
+    from akidb_pipelines.backups.depot import Depot
+    from akidb_pipelines.backups.sources import Database
+    from akidb_pipelines.backups.terraform import State, StateShelf
+    from akidb_pipelines.drills.desk import Desk
+    from akidb_pipelines.drills.journal import Cabinet
     from akidb_pipelines.fixtures.weekly import Workshop
     from akidb_pipelines.images.capture import Captured
     from akidb_pipelines.images.prune import Pruned
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
     from akidb_pipelines.images.runners.snapshot import Snapshot
     from akidb_pipelines.images.studio import Studio
     from akidb_pipelines.periods import Month
+    from akidb_pipelines.quality.result import CheckReport
     from akidb_pipelines.store.report import RegistryReport
     from akidb_pipelines.store.retention import Plan
 
@@ -170,3 +177,87 @@ class RunnerTools:
 
         actions = open_actions(self.settings)
         return actions.capacity(self.settings.runner_jobs_baseline, self.settings.runner_jobs_burst) if actions else None
+
+
+class BackupTools:
+    """What the backup assets need.
+
+    Args:
+        settings: read once by the composition root.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def open_depot(self) -> Depot:
+        """Dumps, catalog and sandbox, as they are now."""
+        from akidb_pipelines.backups.depot import open_depot
+
+        return open_depot(self.settings)
+
+    def databases(self) -> list[Database]:
+        """Every database that can be dumped now: the inventory's, the released fixtures, those of a lab that is up."""
+        from akidb_pipelines.backups.sources import open_databases
+        from akidb_pipelines.lab.swarm.open import lab_databases
+
+        return [*open_databases(self.settings), *lab_databases(self.settings)]
+
+    def terraform_states(self) -> dict[str, State]:
+        """Terraform's states by environment."""
+        from akidb_pipelines.lab.swarm.open import terraform_states
+
+        return terraform_states(self.settings)
+
+    def open_states(self) -> StateShelf:
+        """Copies of Terraform's states."""
+        from akidb_pipelines.backups.terraform import open_states
+
+        return open_states(self.settings)
+
+    def export_dashboards(self) -> Exported | None:
+        """Export Grafana's dashboards; None when it is not configured."""
+        from akidb_pipelines.backups.dashboards import export
+
+        return export(self.settings)
+
+    def check_backups(self) -> Iterator[CheckReport]:
+        """Checks `columns` and `cedar_entities` of what the catalog says of backups."""
+        from akidb_pipelines.files import scratch_folder
+        from akidb_pipelines.quality.catalogue import ENGINES, run_catalogue_checks
+
+        depot = self.open_depot()
+        with scratch_folder(depot.scratch) as folder:
+            yield from run_catalogue_checks(depot.catalog, depot.sandbox, "Backup", ENGINES, folder)
+
+
+class DrillTools:
+    """What the drill assets need.
+
+    Args:
+        settings: read once by the composition root.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def open_desk(self) -> Desk:
+        """Drills on every target, as they are now."""
+        from akidb_pipelines.drills.desk import open_desk
+        from akidb_pipelines.lab.swarm.open import open_lab_target
+
+        return open_desk(self.settings, {"lab": lambda report: open_lab_target(self.settings, report)})
+
+    def cabinet(self) -> Cabinet:
+        """Journals of drills."""
+        from akidb_pipelines.drills.journal import Cabinet
+
+        return Cabinet(self.settings.home / "drills")
+
+    def check_reports(self) -> Iterator[CheckReport]:
+        """Checks `columns` and `cedar_entities` of what the catalog says of drills."""
+        from akidb_pipelines.files import scratch_folder
+        from akidb_pipelines.quality.catalogue import ENGINES, run_catalogue_checks
+
+        depot = self.open_desk().depot
+        with scratch_folder(depot.scratch) as folder:
+            yield from run_catalogue_checks(depot.catalog, depot.sandbox, "DrillReport", ENGINES, folder)

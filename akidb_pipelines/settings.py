@@ -70,6 +70,10 @@ class Settings(BaseSettings):
     runner_images_cron: str = Field(default="0 3 * * 0", description="When the runner images are built (UTC).")
     runner_capacity_cron: str = Field(default="*/15 * * * *", description="When the CI runners are looked at (UTC).")
     jetson_images_cron: str = Field(default="0 4 1 * *", description="When the Jetsons are captured (UTC).")
+    daily_backups_cron: str = Field(default="0 1 * * *", description="When backups are taken (UTC).")
+    dr_drill_cron: str = Field(
+        default="0 9 15 2,5,8,11 *", description="When a drill is run on the lab, and asked for on OCI (UTC)."
+    )
     registry_gc_cron: str = Field(default="0 5 * * 3", description="When the registry's garbage is collected (UTC).")
     runbook_base: str = Field(
         default="https://github.com/aifocal/akidb_pipelines/blob/main/docs",

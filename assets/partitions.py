@@ -6,10 +6,18 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from akidb_pipelines.periods import FIRST_MONTH, FIRST_WEEK
+from akidb_pipelines.periods import FIRST_DAY, FIRST_MONTH, FIRST_QUARTER, FIRST_WEEK
 
 # day_offset=1: weeks begin on Monday. end_offset=1: the running week exists from its first moment, which is when it is built.
 WEEKS = dg.WeeklyPartitionsDefinition(start_date=FIRST_WEEK.key, day_offset=1, end_offset=1)
+
+# What is taken today is filed under today, from its first moment.
+DAYS = dg.DailyPartitionsDefinition(start_date=FIRST_DAY.isoformat(), end_offset=1)
+
+# Without end_offset=1 the running quarter would not exist on the day of its drill.
+QUARTERS = dg.TimeWindowPartitionsDefinition(
+    start=FIRST_QUARTER.key, fmt="%Y-%m-%d", cron_schedule="0 0 1 1,4,7,10 *", timezone="UTC", end_offset=1
+)
 
 MONTH, DEVICE = "month", "device"
 WEEK, RUNNER = "week", "runner"

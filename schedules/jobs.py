@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets import fixtures, jetson, registry, runners
+from assets import backups, drills, fixtures, jetson, registry, runners
 
 fixtures_job = dg.define_asset_job(
     "fixtures",
@@ -48,4 +48,19 @@ runner_capacity_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(runners.CAPACITY),
     description="Ask GitHub how busy the CI runners are.",
     tags={"pipeline": "runner_images"},
+)
+
+backups_job = dg.define_asset_job(
+    "backups",
+    selection=dg.AssetSelection.assets(backups.DUMPS, backups.TERRAFORM, backups.DASHBOARDS, backups.RETENTION),
+    description="Dump every database of staging and restore each dump as a proof; keep Terraform's state and the dashboards; clear away.",
+    tags={"pipeline": "backups"},
+)
+
+dr_drill_job = dg.define_asset_job(
+    "dr_drill",
+    selection=dg.AssetSelection.assets(drills.REPORT),
+    description="Rehearse a disaster: on the lab for real; on OCI as a dry run, unless dry_run is false and confirm says what is lost.",
+    # Nobody but a person starts a drill again.
+    tags={"pipeline": "dr_lab", "dagster/max_runtime": "10800", "dagster/max_retries": "0"},
 )

@@ -6,9 +6,18 @@ from datetime import datetime
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from akidb_pipelines.periods import Month, Week
+from akidb_pipelines.periods import Month, Quarter, Week
+from assets.drills import asked_for_oci
 from assets.partitions import DEVICE, MONTH, RUNNER, WEEK
-from schedules.jobs import fixtures_job, jetson_images_job, registry_gc_job, runner_capacity_job, runner_images_job
+from schedules.jobs import (
+    backups_job,
+    dr_drill_job,
+    fixtures_job,
+    jetson_images_job,
+    registry_gc_job,
+    runner_capacity_job,
+    runner_images_job,
+)
 
 
 def weekly_fixtures(cron: str) -> dg.ScheduleDefinition:
@@ -84,3 +93,38 @@ def runner_capacity(cron: str) -> dg.ScheduleDefinition:
         execution_timezone="UTC",
         description="By default every 15 minutes: how many CI jobs run and wait, which runners are offline.",
     )
+
+
+def daily_backups(cron: str) -> dg.ScheduleDefinition:
+    """Every day, filed under that day."""
+
+    @dg.schedule(
+        name="daily_backups",
+        job=backups_job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        description="By default 01:00 UTC: dump every database, keep Terraform's state and the dashboards, clear away.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        key = context.scheduled_execution_time.date().isoformat()
+        return dg.RunRequest(run_key=key, partition_key=key)
+
+    return schedule
+
+
+def dr_drill(cron: str) -> dg.ScheduleDefinition:
+    """In the middle of every quarter: for real on the lab; staging's own drill is asked for, never started."""
+
+    @dg.schedule(
+        name="dr_drill",
+        job=dr_drill_job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        description="By default 15 February, May, August and November 09:00 UTC: a drill on the lab, and a request for the one on OCI.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        quarter = Quarter.containing(context.scheduled_execution_time)
+        context.log.warning(asked_for_oci(quarter.iso))
+        return dg.RunRequest(run_key=quarter.key, partition_key=quarter.key, tags={"asks_for": f"oci drill of {quarter.iso}"})
+
+    return schedule

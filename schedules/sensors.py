@@ -4,9 +4,14 @@ The drift sensor watches the digest of namespace AkiDB. When it changes, release
 sensor *asks*: it says which weeks and what to do. Only with AKIDB_AUTO_BACKFILL does it start their rebuild.
 
 The expiry sensor watches the registry's signatures between runs and turns their check yellow ten days ahead, red when they have ended.
+
+Drills have three: whether one is overdue, for the lab and for OCI apart; whether one that failed was left half undone; and whether one was
+killed so that not even its failure was noticed.
 """
 
+import json
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -15,10 +20,11 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from akidb_pipelines.cedar.sandbox import PRODUCT
 from akidb_pipelines.errors import PipelineError
 from akidb_pipelines.periods import Week
-from akidb_pipelines.resources import FixtureTools, RegistryTools
+from akidb_pipelines.resources import DrillTools, FixtureTools, RegistryTools
+from assets.drills import REPORT, recent_evaluations, recovery_job
 from assets.fixtures import SANDBOX
 from assets.registry import EXPIRY_CHECK, REGISTRY, expiry_result
-from schedules.jobs import fixtures_job
+from schedules.jobs import dr_drill_job, fixtures_job
 
 if TYPE_CHECKING:
     from akidb_pipelines.catalog.catalog import CataloguedRelease
@@ -109,3 +115,62 @@ def registry_expiry(context: dg.SensorEvaluationContext, registry_tools: dg.Reso
         metadata=result.metadata,
     )
     return dg.SensorResult(skip_reason=told, cursor=told, asset_events=[] if context.cursor == told else [evaluation])
+
+
+@dg.sensor(
+    name="drill_overdue",
+    asset_selection=dg.AssetSelection.assets(REPORT),
+    minimum_interval_seconds=3600,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Watches how long ago a drill passed on the lab, and on OCI: 100 days are allowed. Starts nothing.",
+)
+def drill_overdue(context: dg.SensorEvaluationContext, drill_tools: dg.ResourceParam[DrillTools]) -> dg.SensorResult:
+    """See the module. A check is written when its outcome changes, so that the log does not fill."""
+    try:
+        found = recent_evaluations(drill_tools, datetime.now(UTC))
+    except PipelineError as error:
+        raise dg.Failure(str(error)) from error
+    before = json.loads(context.cursor) if context.cursor else {}
+    after = {e.check_name: e.passed for e in found}
+    changed = [e for e in found if before.get(e.check_name) != e.passed]
+    for evaluation in found:
+        if not evaluation.passed:
+            context.log.warning(str(evaluation.description))
+    told = "; ".join(str(e.description) for e in found)
+    return dg.SensorResult(skip_reason=told, cursor=json.dumps(after), asset_events=changed)
+
+
+def _recovery(tools: DrillTools) -> dg.RunRequest | dg.SkipReason:
+    """A run of the recovery job if an interrupted drill is left, and nobody drills or recovers now."""
+    cabinet = tools.cabinet()
+    left = [] if cabinet.is_busy() else cabinet.unfinished()
+    if not left:
+        return dg.SkipReason("no interrupted drill is left")
+    # How often it was tried is in the key: what could not be put right is tried again, and not for ever under one key.
+    return dg.RunRequest(run_key=f"recover:{left[0].folder.name}:{len(left[0].lines())}", job_name=recovery_job.name)
+
+
+@dg.run_failure_sensor(
+    name="failed_drill",
+    monitored_jobs=[dr_drill_job],
+    request_job=recovery_job,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="When a drill's run failed and was not undone, starts dr_drill_recovery.",
+)
+def failed_drill(context: dg.RunFailureSensorContext, drill_tools: dg.ResourceParam[DrillTools]) -> dg.RunRequest | dg.SkipReason:
+    """See the module."""
+    return _recovery(drill_tools)
+
+
+@dg.sensor(
+    name="interrupted_drill",
+    job_name=recovery_job.name,
+    minimum_interval_seconds=60,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Finds drills that were killed outright, whose run nobody has noticed to be dead, and starts dr_drill_recovery.",
+)
+def interrupted_drill(
+    context: dg.SensorEvaluationContext, drill_tools: dg.ResourceParam[DrillTools]
+) -> dg.RunRequest | dg.SkipReason:
+    """See the module."""
+    return _recovery(drill_tools)

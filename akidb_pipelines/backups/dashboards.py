@@ -6,14 +6,17 @@ API: https://grafana.com/docs/grafana/latest/developers/http_api/dashboard/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from akidb_pipelines.catalog.catalog import CataloguedBackup
 from akidb_pipelines.errors import CheckError, InputError, OutsideError
 from akidb_pipelines.settings import Settings
 
@@ -51,6 +54,29 @@ class Exported:
     """Files that came, changed or went, with a letter as git has it: `M dashboards/x.json`."""
     commit: str
     """That has them all."""
+    count: int
+    """Commits up to it."""
+    sha256: str
+    """Of all files' names and digests."""
+    size_bytes: int
+    committed_at: str
+    """RFC 3339."""
+
+    def catalogued(self) -> CataloguedBackup:
+        """As the catalog keeps it: a backup like any other."""
+        return CataloguedBackup(
+            backup_id=f"dashboards/{self.committed_at[:10]}/r{self.count}",
+            database="dashboards",
+            day=self.committed_at[:10],
+            revision=self.count,
+            record_sha256=hashlib.sha256(self.commit.encode()).hexdigest(),
+            sha256=self.sha256,
+            size_bytes=self.size_bytes,
+            stored_bytes=self.size_bytes,
+            row_count=self.dashboards,
+            canary=None,
+            snapshot_at=self.committed_at,
+        )
 
 
 @dataclass(frozen=True)
@@ -159,7 +185,21 @@ class DashboardRepository:
             self._git("commit", "--quiet", "-m", f"Dashboards of {source}: {len(changed)} changed")
         if self._follows():
             self._git("push", "--quiet")
-        return Exported(len(named), changed, self._git("rev-parse", "HEAD").strip())
+        return self._exported(changed)
+
+    def _exported(self, changed: tuple[str, ...]) -> Exported:
+        """What HEAD has, read back from git: what is not committed is no backup."""
+        listed, size = hashlib.sha256(), 0
+        files = self._git("ls-tree", "--name-only", "HEAD", "dashboards/").splitlines()
+        for file in files:
+            text = self._git("show", f"HEAD:{file}")
+            json.loads(text)
+            listed.update(f"{file} {hashlib.sha256(text.encode()).hexdigest()}\n".encode())
+            size += len(text.encode())
+        commit, seconds = self._git("show", "--no-patch", "--format=%H %ct", "HEAD").split()
+        moment = datetime.fromtimestamp(int(seconds), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        count = int(self._git("rev-list", "--count", "HEAD"))
+        return Exported(len(files), changed, commit, count, listed.hexdigest(), size, moment)
 
     def _prepare(self) -> None:
         if not (self.folder / ".git").exists():

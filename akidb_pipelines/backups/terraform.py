@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from akidb_pipelines.catalog.catalog import CataloguedBackup
 from akidb_pipelines.errors import CheckError, InputError, IntegrityError, OutsideError
 from akidb_pipelines.files import write_whole
 from akidb_pipelines.settings import Settings
@@ -87,6 +88,26 @@ class Kept:
         """Where it lies."""
         return f"{_ROOT}{self.name}/{self.lineage}/{self.serial:08}-{self.sha256[:12]}.tfstate"
 
+    def to_json(self) -> bytes:
+        """Stable bytes."""
+        return (json.dumps(asdict(self), sort_keys=True) + "\n").encode()
+
+    def catalogued(self) -> CataloguedBackup:
+        """As the catalog keeps it: a backup like any other."""
+        return CataloguedBackup(
+            backup_id=f"terraform-{self.name}/{self.taken_at[:10]}/r{self.serial}",
+            database=f"terraform-{self.name}",
+            day=self.taken_at[:10],
+            revision=max(self.serial, 1),
+            record_sha256=hashlib.sha256(self.to_json()).hexdigest(),
+            sha256=self.sha256,
+            size_bytes=self.size_bytes,
+            stored_bytes=self.size_bytes,
+            row_count=self.resources,
+            canary=None,
+            snapshot_at=self.taken_at,
+        )
+
 
 @dataclass(frozen=True)
 class StateShelf:
@@ -113,7 +134,7 @@ class StateShelf:
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         kept = Kept(name, state.serial, state.lineage, state.sha256, len(state.data), len(state.resources), now)
         self.area.create(kept.key, state.data, sha256=state.sha256)
-        self.area.swap(f"{_ROOT}{name}/newest.json", (json.dumps(asdict(kept), sort_keys=True) + "\n").encode(), document)
+        self.area.swap(f"{_ROOT}{name}/newest.json", kept.to_json(), document)
         return kept, True
 
     def newest(self, name: str = NAME) -> Kept | None:

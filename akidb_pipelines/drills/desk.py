@@ -250,9 +250,9 @@ def _report(drill: Drill, outcome: Outcome, started: datetime, drill_id: str) ->
         undo=outcome.undo,
         findings=tuple(facts.findings),
         corrective_actions=tuple(dict.fromkeys(a for a in facts.actions if a)),
-        verdict=outcome.verdict,
+        verdict=outcome.verdict.value,
         reason=outcome.reason,
-        expected=request.scenario.expected,
+        expected=request.scenario.expected.value,
         as_expected=expected_verdict(outcome.verdict, failed, request.scenario.expected, request.scenario.fails),
     )
 

@@ -229,11 +229,10 @@ class Drill:
         verdict, reason = Verdict.ABORTED, "it was interrupted"
         try:
             verdict, reason = self._go()
-        except (GuardError, StoppedError) as error:
-            reason = error.message
-            self.facts.actions.append(error.hint)
         except PipelineError as error:
-            verdict, reason = Verdict.FAILED, error.message
+            # Before the fault nothing was proved of the recovery, either way.
+            begun = self.facts.fault_at is not None and not isinstance(error, StoppedError)
+            verdict, reason = Verdict.FAILED if begun else Verdict.ABORTED, error.message
             self.facts.actions.append(error.hint)
         except Exception as error:  # noqa: BLE001 - a bug must not keep staging broken; it is raised again by the caller
             verdict, reason = Verdict.FAILED, f"a bug: {error!r}"
@@ -267,7 +266,7 @@ class Drill:
                 self._do(phase)
             else:
                 now = _text(datetime.now(UTC))
-                self._records.append(PhaseRecord(phase, now, now, 0.0, 0.0, "skipped", f"no part of {self.scenario.name}"))
+                self._records.append(PhaseRecord(phase.value, now, now, 0.0, 0.0, "skipped", f"no part of {self.scenario.name}"))
         failed = [c for c in self.facts.criteria if not c.ok]
         if failed:
             return Verdict.FAILED, "; ".join(f"{c.name}: {c.found}" for c in failed)
@@ -276,7 +275,7 @@ class Drill:
     def _do(self, phase: Phase) -> None:
         self._phase, self._phase_started = phase, time.monotonic()
         began = _text(datetime.now(UTC))
-        record = PhaseRecord(phase, began, began, 0.0, self.limits.deadlines[phase], "running")
+        record = PhaseRecord(phase.value, began, began, 0.0, self.limits.deadlines[phase], "running")
         self.journal.write("phase", phase=phase)
         self._watch(record)
         status, told = "failed", ""

@@ -140,6 +140,14 @@ class Cabinet:
                 hint="akidb-pipelines drills recover; docs/runbooks/drill-interrupted.md",
             )
 
+    def is_busy(self) -> bool:
+        """Whether a process drills or recovers now."""
+        try:
+            with self.only_one():
+                return False
+        except BusyError:
+            return True
+
     @contextmanager
     def only_one(self) -> Iterator[None]:
         """Be the only process that drills.

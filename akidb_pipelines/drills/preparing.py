@@ -16,6 +16,7 @@ from akidb_pipelines.drills.report import StateUsed
 from akidb_pipelines.drills.scenarios import Fault, Guard
 from akidb_pipelines.drills.target import quorum
 from akidb_pipelines.drills.undo import candidates
+from akidb_pipelines.errors import InputError
 
 ENOUGH = 10
 """Canary rows that must be acknowledged before it counts."""
@@ -26,6 +27,9 @@ _STALE = timedelta(hours=4)
 def preflight(drill: Drill) -> str:
     """Every guard; in the lab also a backup of what is about to be lost."""
     facts, target, request = drill.facts, drill.target, drill.request
+    if drill.scenario.fault not in target.faults:
+        known = ", ".join(sorted(target.faults))
+        raise InputError(f"{drill.scenario.name} cannot be rehearsed on {target.name}", hint=f"it can do {known}; or --target lab")
     allowed = guards.read_allow_list(target.allow_list())
     facts.cluster_id = target.cluster_id()
     guards.expect_cluster(facts.cluster_id, allowed)
@@ -59,17 +63,17 @@ def _expect_backups(drill: Drill, name: str) -> None:
         raise GuardError(
             Guard.BACKUP, f"{name} has no database that can be dumped", hint="set akidb_databases of it in the inventory"
         )
-    if drill.target.name == "lab" and not drill.request.dry_run:
+    if drill.target.name == "lab":
+        if drill.request.dry_run:
+            return  # a backup is taken first, which a dry run does not
         _back_up_first(drill, name, database)
     found = candidates(drill.depot, database)
-    newest = next((d for d in found if drill.depot.is_verified(d)), found[0] if found else None)
-    if newest or not drill.request.dry_run or drill.target.name != "lab":
-        guards.expect_backup(newest, database.where, verified=newest is not None and drill.depot.is_verified(newest))
-        assert newest is not None
-        if not _waived(drill, Guard.BACKUP_AGE):
-            guards.expect_young(newest, datetime.now(UTC), drill.limits.rpo_s)
-        drill.depot.ask_for(newest)  # an archive needs up to an hour: ask before the clock runs
-    drill.facts.backups[name] = [d for d in found if drill.depot.is_verified(d)]
+    verified = [d for d in found if drill.depot.is_verified(d)]
+    guards.expect_backup(next(iter(verified or found), None), database.where, verified=bool(verified))
+    if not _waived(drill, Guard.BACKUP_AGE):
+        guards.expect_young(verified[0], datetime.now(UTC), drill.limits.rpo_s)
+    drill.depot.ask_for(verified[0])  # an archive needs up to an hour: ask before the clock runs
+    drill.facts.backups[name] = verified
 
 
 def _back_up_first(drill: Drill, name: str, database: Database) -> None:

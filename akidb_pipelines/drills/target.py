@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from akidb_pipelines.backups.sources import Database
+from akidb_pipelines.drills.scenarios import Fault
 from akidb_pipelines.errors import IntegrityError, OutsideError
 
 TAG, ALLOWED = "akidb-drill", "allowed"
@@ -61,6 +62,8 @@ class Target(Protocol):
     """`lab` or `oci`."""
     environment: str
     """As the confirmation names it."""
+    faults: frozenset[Fault]
+    """What can be done to its nodes."""
 
     def close(self) -> None:
         """Let go of what was opened, and take down what was made for this one drill."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from akidb_pipelines.backups.sources import Database
+from akidb_pipelines.drills.scenarios import Fault
 from akidb_pipelines.drills.target import Node, NoQuorumError, RefusedCopyError
 from akidb_pipelines.errors import IntegrityError, OutsideError, PipelineError
 from akidb_pipelines.lab.swarm.lab import NODES, SwarmLab, label
@@ -70,6 +71,7 @@ class LabTarget:
 
     name = "lab"
     environment = "lab"
+    faults = frozenset(Fault)
 
     def close(self) -> None:
         """See Target."""
