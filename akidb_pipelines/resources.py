@@ -242,10 +242,14 @@ class DrillTools:
 
     def open_desk(self) -> Desk:
         """Drills on every target, as they are now."""
-        from akidb_pipelines.drills.desk import open_desk
-        from akidb_pipelines.lab.swarm.open import open_lab_target
+        from akidb_pipelines.lab.swarm.targets import open_drills
 
-        return open_desk(self.settings, {"lab": lambda report: open_lab_target(self.settings, report)})
+        return open_drills(self.settings)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Where drills can take place."""
+        return ("lab", "oci") if self.settings.drill_allow_list else ("lab",)
 
     def cabinet(self) -> Cabinet:
         """Journals of drills."""

@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     dashboards_repository: Path | None = Field(
         default=None, description="Git repository that dashboards are committed to; default backups/dashboards under AKIDB_HOME."
     )
+    drill_allow_list: Path | None = Field(
+        default=None, description="File that says which nodes of staging a drill may touch, and where."
+    )
     lab_docker_host: str = Field(
         default="", description="Docker engine for the Swarm lab; default: DOCKER_HOST, else as root its own, else this machine's."
     )

@@ -200,7 +200,7 @@ def recent_evaluations(tools: DrillTools, now: datetime) -> list[dg.AssetCheckEv
     desk = tools.open_desk()
     drills = desk.depot.catalog.drills()
     found = []
-    for target in desk.targets:
+    for target in tools.targets:
         passed = [d for d in drills if d.target == target and d.verdict == "passed"]
         last = datetime.fromisoformat(passed[-1].finished_at) if passed else None
         days = (now - last).days if last else None

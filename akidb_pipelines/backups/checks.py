@@ -61,7 +61,7 @@ def check_row_counts(record: Record, found: Examination, before: Dump | None) ->
     for table, count in before.record.rows.items() if before else ():
         if count and not rows.get(table):
             told = f"{before.id if before else ''} had {count} rows of it: was that on purpose?"
-            results.append(_rule(f"{table} is not empty all at once", False, told, "rows"))
+            results.append(_rule(f"{table} has not become empty", False, told, "rows"))
     facts: dict[str, str | int | float] = {"tables": len(record.rows), "rows": sum(record.rows.values())}
     if record.canary is not None:
         facts["canary"] = record.canary

@@ -162,9 +162,9 @@ class Depot:
         return Dump(key, parse_record(self.cold.read(key.record), source))
 
     def before(self, dump: Dump) -> Dump | None:
-        """The dump of the same database before it."""
-        earlier = [k for k in self._keys(f"{dump.key.database}/") if k < dump.key]
-        return self._load(earlier[-1]) if earlier else None
+        """The dump of the same database before it; one of the same name that was taken elsewhere is of another."""
+        earlier = (self._load(k) for k in reversed(self._keys(f"{dump.key.database}/")) if k < dump.key)
+        return next((d for d in earlier if d.record.source == dump.record.source), None)
 
     def is_verified(self, dump: Dump) -> bool:
         """Whether every check that a backup needs has passed on this very dump."""

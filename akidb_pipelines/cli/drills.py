@@ -248,8 +248,6 @@ def _lost(done: DrillReport) -> str:
 
 
 def _desk() -> Desk:
-    from akidb_pipelines.drills.desk import open_desk
-    from akidb_pipelines.lab.swarm.open import open_lab_target
+    from akidb_pipelines.lab.swarm.targets import open_drills
 
-    settings = Settings.load()
-    return open_desk(settings, {"lab": lambda report: open_lab_target(settings, report)})
+    return open_drills(Settings.load())

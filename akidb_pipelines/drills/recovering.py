@@ -99,6 +99,8 @@ def rebuild(drill: Drill) -> str:
     for name in drill.victims:
         drill.tell(f"building {name} anew")
         drill.target.rebuild(name)
+        for text in drill.target.findings():
+            drill.find(text)
         drill.check()
     return f"{', '.join(drill.victims)} built anew"
 

@@ -60,10 +60,13 @@ class Target(Protocol):
 
     name: str
     """`lab` or `oci`."""
-    environment: str
-    """As the confirmation names it."""
     faults: frozenset[Fault]
     """What can be done to its nodes."""
+
+    @property
+    def environment(self) -> str:
+        """As the confirmation names it."""
+        ...
 
     def close(self) -> None:
         """Let go of what was opened, and take down what was made for this one drill."""
@@ -109,6 +112,10 @@ class Target(Protocol):
 
     def versions(self) -> Mapping[str, str]:
         """Of what the target is made of, for the report."""
+        ...
+
+    def findings(self) -> list[str]:
+        """What the target itself found since it was last asked, such as drift."""
         ...
 
     # --- faults, and their undoing

@@ -148,6 +148,10 @@ class LabTarget:
             told["docker"] = str(client.version()["Version"])
         return told
 
+    def findings(self) -> list[str]:
+        """See Target: it has none."""
+        return []
+
     # --- faults
 
     def power_off(self, node: str) -> None:

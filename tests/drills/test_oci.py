@@ -1,0 +1,317 @@
+"""Staging on OCI, against a stub that verifies every signature: nothing is touched that may not be, and OCI's own ways do not surprise."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from akidb_pipelines.backups.depot import open_depot
+from akidb_pipelines.backups.sources import HostDatabase
+from akidb_pipelines.backups.terraform import open_states
+from akidb_pipelines.drills.desk import Desk, open_desk
+from akidb_pipelines.drills.drill import Limits, Request
+from akidb_pipelines.drills.oci_compute import CapacityError, Compute
+from akidb_pipelines.drills.oci_staging import OciStaging, open_staging, read_staging
+from akidb_pipelines.drills.scenarios import scenario_named
+from akidb_pipelines.errors import InputError, OutsideError
+from akidb_pipelines.settings import Settings
+from tests.backups.conftest import make_database
+from tests.services.http_stub import Status
+from tests.services.oci_staging_stub import COMPARTMENT, DOMAINS, OciStagingStub
+
+NODES = ("staging-1", "staging-2", "staging-3")
+ALLOWED = {"akidb-drill": "allowed", "team": "platform"}
+
+
+@pytest.fixture
+def oci():
+    with OciStagingStub() as stub:
+        for name in (*NODES, "build-1"):
+            stub.make_instance(name, tags=dict(ALLOWED))
+        stub.make_buckets("base-cold", "base-tfstate", "base-artifacts", "base-channels")
+        yield stub
+
+
+@pytest.fixture
+def settings(tmp_path, oci, jetson_lab, monkeypatch) -> Settings:
+    """Staging's hosts are the lab's SSH server: what goes over SSH is real, and only OCI is a stub."""
+    monkeypatch.setenv("OCI_CONFIG_FILE", str(oci.config_file(tmp_path)))
+    host = jetson_lab.inventory.hosts["jetson-a"]
+    about = {
+        "ansible_host": "localhost",
+        "ansible_port": host.port,
+        "ansible_user": host.user,
+        "ansible_ssh_private_key_file": host.key_file,
+        "akidb_known_hosts": host.known_hosts,
+        "ansible_ssh_common_args": f"-o HostKeyAlias=[{host.address}]:{host.port}",
+    }
+    data = tmp_path / "node"
+    data.mkdir()
+    hosts = {name: {**about, "akidb_databases": {"metadata": str(make_database(data / f"{name}.db"))}} for name in NODES}
+    inventory, allow = tmp_path / "inventory.yaml", tmp_path / "staging.yaml"
+    inventory.write_text(json.dumps({"staging": {"hosts": hosts}}))
+    told = {"endpoint": oci.endpoint, "wait_seconds": 2, "poll_seconds": 0.05, "swarm": False}
+    allow.write_text(json.dumps({"environment": "staging", "cluster": COMPARTMENT, "targets": list(NODES), "oci": told}))
+    return Settings(
+        home=tmp_path / "home", store="oci://axns/base", oci_endpoint=oci.endpoint, inventory=inventory, drill_allow_list=allow
+    )
+
+
+@pytest.fixture
+def staging(settings) -> OciStaging:
+    found = open_staging(settings)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def desk(settings) -> Desk:
+    return open_desk(settings, {"oci": lambda _: open_staging(settings)})
+
+
+@pytest.fixture
+def backed_up(settings, staging):
+    """A verified backup of staging-2, an hour old or less."""
+    depot = open_depot(settings)
+    database = staging.database("staging-2")
+    assert isinstance(database, HostDatabase)
+    dump = depot.take(database)
+    assert not [r for r in depot.run_checks(dump) if r.holds_back]
+    return dump
+
+
+def confirmed(node: str = "staging-2") -> str:
+    return f"staging/{node}/{datetime.now(UTC).date()}"
+
+
+def changes(oci: OciStagingStub) -> list[str]:
+    """What was asked of Compute that changes something."""
+    asked = [e.request for e in oci.log if "/20160918/instances" in e.request.target]
+    return [f"{r.method} {r.query.get('action', '')}".strip() for r in asked if r.method != "GET"]
+
+
+# --- a whole drill
+
+
+def test_a_node_is_lost_launched_anew_and_its_database_brought_back(desk, oci, backed_up, settings):
+    """STOP, then another one launched, then the old one terminated; the database arrives over SSH and has the bytes of the backup."""
+    done = desk.run("oci", Request(scenario_named("node_power_off"), "me", "staging-2", confirm=confirmed()))
+    assert (done.verdict, done.nodes, done.target) == ("passed", ("staging-2",), "oci"), done.reason
+    assert changes(oci) == ["POST STOP", "POST", "DELETE"]
+    (new,) = oci.named("staging-2")
+    assert new.state == "RUNNING" and new.tags == ALLOWED, "the successor may be lost in the next quarter, too"
+    assert any("drift: staging-2 was launched by the SDK" in f for f in done.findings)
+    assert any("outage and lost rows are not measured" in f for f in done.findings)
+    assert done.backup.id == backed_up.id and done.rta_s is not None and done.criterion("undo_complete").ok
+    assert desk.depot.catalog.drills()[-1].target == "oci"
+
+
+def test_by_default_nothing_is_touched(desk, oci, backed_up):
+    done = desk.run("oci", Request(scenario_named("node_power_off"), "me", "staging-2", dry_run=True))
+    assert done.verdict == "dry_run" and changes(oci) == []
+
+
+# --- guards
+
+
+@pytest.mark.parametrize("confirm", ["", "yes", "staging/staging-1/2026-11-15", "staging/staging-2/2020-01-01"])
+def test_without_the_right_confirmation_nothing_is_touched(desk, oci, backed_up, confirm):
+    done = desk.run("oci", Request(scenario_named("node_power_off"), "me", "staging-2", confirm=confirm))
+    assert done.verdict == "aborted" and f"--confirm {confirmed()}" in done.corrective_actions[0]
+    assert changes(oci) == []
+
+
+def _refused(desk: Desk, oci: OciStagingStub, node: str) -> str:
+    done = desk.run("oci", Request(scenario_named("node_power_off"), "me", node, confirm=confirmed(node)))
+    assert done.verdict == "aborted" and changes(oci) == []
+    return done.reason
+
+
+def test_a_node_that_is_not_in_the_allow_list_is_not_touched(desk, oci, backed_up):
+    assert "node build-1: there is none" in _refused(desk, oci, "build-1")
+
+
+def test_a_node_without_the_tag_is_not_touched(desk, oci, backed_up):
+    oci.named("staging-2")[0].tags.pop("akidb-drill")
+    assert "its tag akidb-drill is not there" in _refused(desk, oci, "staging-2")
+
+
+def test_two_instances_of_one_name_are_not_touched(desk, oci, backed_up):
+    oci.make_instance("staging-2", tags=dict(ALLOWED))
+    assert "2 have that name" in _refused(desk, oci, "staging-2")
+
+
+def test_another_compartment_is_not_touched(desk, oci, backed_up, settings, monkeypatch):
+    monkeypatch.setattr(OciStaging, "cluster_id", lambda _: "ocid1.compartment.oc1..production")
+    assert "this is cluster ocid1.compartment.oc1..production" in _refused(desk, oci, "staging-2")
+
+
+def test_without_a_backup_nothing_is_touched(desk, oci):
+    assert "there is no backup of ssh://staging-2" in _refused(desk, oci, "staging-2")
+
+
+def test_with_a_backup_that_nobody_verified_nothing_is_touched(desk, oci, settings, staging):
+    open_depot(settings).take(staging.database("staging-2"))
+    assert "is not verified" in _refused(desk, oci, "staging-2")
+
+
+def test_with_a_backup_that_is_too_old_nothing_is_touched(settings, oci, backed_up):
+    desk = open_desk(settings, {"oci": lambda _: open_staging(settings)}, Limits(rpo_s=0))
+    assert "guard backup-age" in _refused(desk, oci, "staging-2")
+
+
+def test_when_too_few_managers_would_stay_nothing_is_touched(desk, oci, backed_up):
+    oci.named("staging-3")[0].state = "STOPPED"
+    assert "1 healthy managers would stay of" in _refused(desk, oci, "staging-2")
+
+
+def test_what_cannot_be_rehearsed_on_oci_says_so(desk, oci, backed_up):
+    done = desk.run("oci", Request(scenario_named("partition"), "me", "staging-2", confirm=confirmed()))
+    assert done.verdict == "aborted" and "partition cannot be rehearsed on oci" in done.reason and changes(oci) == []
+
+
+# --- OCI's own ways
+
+
+@pytest.fixture
+def compute(settings, oci) -> Compute:
+    return Compute(settings, COMPARTMENT, oci.endpoint, wait_s=1, poll_s=0.02)
+
+
+def test_a_full_availability_domain_leads_to_the_next_one_and_is_told_apart(desk, oci, backed_up):
+    oci.full = {DOMAINS[0]}
+    done = desk.run("oci", Request(scenario_named("node_power_off"), "me", "staging-2", confirm=confirmed()))
+    assert done.verdict == "passed", done.reason
+    assert oci.named("staging-2")[0].domain == DOMAINS[1]
+    assert any(f"{DOMAINS[0]} has no room" in f for f in done.findings)
+    assert any("says nothing of our recovery" in f for f in done.findings)
+
+
+def test_when_no_domain_has_room_the_node_gets_its_power_back(desk, oci, backed_up):
+    oci.full = set(DOMAINS)
+    done = desk.run("oci", Request(scenario_named("node_power_off"), "me", "staging-2", confirm=confirmed()))
+    assert done.verdict == "failed" and "have no room for VM.Standard.A1.Flex" in done.reason
+    assert [u.action for u in done.undo if not u.ok] == ["member"], "it cannot be built anew, and stays in the journal"
+    assert [i.state for i in oci.named("staging-2")] == ["RUNNING"]
+    assert desk.cabinet.unfinished()
+    oci.full = set()
+    ((_, records),) = desk.recover()
+    assert all(r.ok for r in records) and not desk.cabinet.unfinished()
+
+
+def test_a_launch_whose_answer_was_lost_makes_no_second_instance(compute, oci):
+    old = next(i for i in compute.instances() if i.name == "staging-2")
+    compute.stop(old)
+    oci.launched_stuck = True
+    with pytest.raises(OutsideError, match="is PROVISIONING and not RUNNING after 1 s"):
+        compute.replace(old)
+    for instance in oci.instances.values():
+        instance.stuck = False
+    compute.replace(old)
+    assert [i.state for i in oci.named("staging-2")] == ["RUNNING"]
+    assert changes(oci).count("POST") == 1
+
+
+def test_what_changed_since_it_was_looked_at_is_not_terminated(compute, oci, monkeypatch):
+    old = next(i for i in compute.instances() if i.name == "staging-2")
+    compute.stop(old)
+    wait = compute._wait
+
+    def meanwhile(instance_id: str, name: str, state: str) -> None:
+        wait(instance_id, name, state)
+        oci.instances[old.id].etag = "somebody-else-was-here"
+
+    monkeypatch.setattr(compute, "_wait", meanwhile)
+    with pytest.raises(OutsideError, match="412 NoEtagMatch"):
+        compute.replace(old)
+    assert oci.instances[old.id].state == "STOPPED"
+
+
+def test_what_runs_again_is_not_terminated(compute, oci, monkeypatch):
+    old = next(i for i in compute.instances() if i.name == "staging-2")
+    compute.stop(old)
+    wait = compute._wait
+
+    def meanwhile(instance_id: str, name: str, state: str) -> None:
+        wait(instance_id, name, state)
+        oci.instances[old.id].state = "RUNNING"
+
+    monkeypatch.setattr(compute, "_wait", meanwhile)
+    with pytest.raises(OutsideError, match="runs again: it is not terminated"):
+        compute.replace(old)
+
+
+def test_an_instance_that_does_not_stop_in_time_says_how_it_is(compute, oci):
+    old = next(i for i in compute.instances() if i.name == "staging-2")
+    oci.instances[old.id].stuck = True
+    with pytest.raises(OutsideError, match="is STOPPING and not STOPPED after 1 s"):
+        compute.stop(old)
+
+
+def test_reached_limits_and_refusals_say_what_to_do(compute, oci):
+    old = next(i for i in compute.instances() if i.name == "staging-2")
+    compute.stop(old)
+    oci.launch_error = (400, "LimitExceeded", "standard-a1-core-count")
+    with pytest.raises(OutsideError) as refused:
+        compute.replace(old)
+    assert "LimitExceeded" in refused.value.message and "raise them" in refused.value.hint
+    assert not isinstance(refused.value, CapacityError)
+    oci.inject(Status(404, "NotAuthorizedOrNotFound"), path="/instances", times=9)
+    with pytest.raises(OutsideError) as refused:
+        compute.instances()
+    assert "manage instance-family" in refused.value.hint
+
+
+def test_a_wrong_key_is_refused_by_the_stub_and_told(settings, oci, tmp_path, monkeypatch):
+    with OciStagingStub() as other:
+        (tmp_path / "other").mkdir()
+        monkeypatch.setenv("OCI_CONFIG_FILE", str(other.config_file(tmp_path / "other")))
+        with pytest.raises(OutsideError, match="401 NotAuthenticated"):
+            Compute(settings, COMPARTMENT, oci.endpoint).instances()
+
+
+def test_an_archived_backup_comes_back_while_the_node_is_built_anew(desk, oci, backed_up, settings, monkeypatch):
+    """It is asked for before the clock runs, and waited for when it is needed."""
+    depot = open_depot(settings)
+    depot.cold.archive(backed_up.key.data)
+    monkeypatch.setattr("akidb_pipelines.backups.depot._POLL_S", 0.1)
+    done = desk.run("oci", Request(scenario_named("node_power_off"), "me", "staging-2", confirm=confirmed()))
+    assert done.verdict == "passed", done.reason
+    restores = [n for n, e in enumerate(oci.log) if "restoreObjects" in e.request.target]
+    stops = [n for n, e in enumerate(oci.log) if "action=STOP" in e.request.target]
+    assert restores[0] < stops[0]
+
+
+# --- its file
+
+
+def test_the_file_that_describes_staging_is_checked(tmp_path, settings):
+    path = tmp_path / "bad.yaml"
+    for text in ("", "[]", "environment: x", "environment: s\ncluster: c\ntargets: [a]\noci: {ports: 3}\n"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="AKIDB_DRILL_ALLOW_LIST"):
+            read_staging(path)
+    with pytest.raises(InputError, match="No such file"):
+        read_staging(tmp_path / "none.yaml")
+    assert open_staging(settings.model_copy(update={"drill_allow_list": None})) is None
+
+
+def test_the_example_that_is_shipped_can_be_read():
+    example = Path(__file__).parents[2] / "deploy" / "staging.example.yaml"
+    staging = read_staging(example)
+    assert staging.environment == "staging" and len(staging.nodes) == 3
+
+
+def test_terraforms_state_of_staging_is_never_lost_on_purpose(desk, oci, settings):
+    assert open_states(settings).newest() is None
+    done = desk.run("oci", Request(scenario_named("lost_terraform_state"), "me", confirm=confirmed()))
+    assert done.verdict == "aborted" and changes(oci) == []
+
+
+def test_a_drill_that_was_confirmed_yesterday_is_not_confirmed_today(desk, oci, backed_up):
+    yesterday = (datetime.now(UTC) - timedelta(days=1)).date()
+    done = desk.run("oci", Request(scenario_named("node_power_off"), "me", "staging-2", confirm=f"staging/staging-2/{yesterday}"))
+    assert done.verdict == "aborted" and changes(oci) == []
