@@ -26,6 +26,7 @@ from tests.services.oci_stub import OciStub
 from tests.services.runner_lab import running_runner_lab
 from tests.services.s3_rules_stub import S3RulesStub
 from tests.services.seaweed import Seaweed
+from tests.services.swarm_lab import SwarmForTests, running_swarm_lab
 
 SEED = 2025
 WEEK = Week.parse("2026-W46")
@@ -96,6 +97,13 @@ def jetson_lab(tmp_path_factory) -> Iterator[LabForTests]:
 def runner_lab() -> Iterator[RunnerLab]:
     """A Docker engine with the lab's base image, for the whole session. Who stops it brings it `up` again."""
     with running_runner_lab() as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def swarm() -> Iterator[SwarmForTests]:
+    """The Swarm lab, for the whole session. Whoever loses a node of it brings it back."""
+    with running_swarm_lab() as lab:
         yield lab
 
 

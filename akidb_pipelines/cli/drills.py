@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -49,6 +50,8 @@ def drills_run(
 
     dry = target != "lab" if dry_run is None else dry_run
     request = Request(scenario_named(scenario), operator(), node, dry, confirm)
+    # Told to end, it undoes what it did, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _display(f"{scenario} on {target}") as (watch, report):
         done = _desk().run(target, request, watch, report)
     _show(done, as_json)

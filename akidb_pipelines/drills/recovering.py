@@ -11,9 +11,10 @@ from akidb_pipelines.backups.dump import Dump
 from akidb_pipelines.drills.drill import Drill
 from akidb_pipelines.drills.report import BackupUsed
 from akidb_pipelines.drills.scenarios import Fault
-from akidb_pipelines.drills.target import NoQuorumError, RefusedCopyError
+from akidb_pipelines.drills.target import NoQuorumError
 from akidb_pipelines.errors import IntegrityError
 from akidb_pipelines.files import scratch_folder
+from akidb_pipelines.store.objects import MissingObjectError
 
 # --- the fault
 
@@ -133,17 +134,17 @@ def restore(drill: Drill) -> str:
 def _restore_one(drill: Drill, name: str) -> str:
     refused: list[str] = []
     for number, dump in enumerate(drill.facts.backups[name]):
-        drill.depot.wait_for(dump, drill.left_s())
         with scratch_folder(drill.depot.scratch) as folder:
             try:
+                drill.depot.wait_for(dump, drill.left_s())
                 brought = drill.depot.sound(dump, folder)
                 if drill.scenario.corrupts and number == 0:
                     _flip_bits(brought.path)
                 drill.tell(f"bringing {dump.id} to {name}")
                 drill.target.put_database(name, brought.path, dump.record.sha256)
-            except (IntegrityError, RefusedCopyError) as error:
+            except (IntegrityError, MissingObjectError) as error:
                 refused.append(f"{dump.id}: {error.message}")
-                drill.find(f"{dump.id} was refused: {error.message}", f"find out why {dump.id} was damaged on its way to {name}")
+                drill.find(f"{dump.id} was refused: {error.message}", f"find out what became of {dump.id} on its way to {name}")
                 continue
         record = dump.record
         drill.facts.used[name] = BackupUsed(dump.id, record.sha256, record.snapshot_at, _tier(drill, dump), tuple(refused))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,14 @@ from akidb_pipelines.backups.sources import Database
 from akidb_pipelines.backups.terraform import StateShelf, parse_state
 from akidb_pipelines.drills.journal import Undo
 from akidb_pipelines.drills.report import UndoRecord
-from akidb_pipelines.drills.target import Node, NoQuorumError, RefusedCopyError, Target
+from akidb_pipelines.drills.target import Node, NoQuorumError, Target
 from akidb_pipelines.errors import IntegrityError, OutsideError, PipelineError
 from akidb_pipelines.files import scratch_folder
+from akidb_pipelines.store.objects import MissingObjectError
 
 _READY_S = 120.0
+_SETTLED_S = 30.0
+"""So long a cluster may take a dead node for ready."""
 _POLL_S = 0.25
 
 
@@ -66,23 +69,37 @@ class Undoing:
 
     # --- a node
 
+    def _is_ready(self, name: str) -> bool:
+        """Whether the cluster says that it is ready, and it answers itself: for some seconds the cluster takes a dead node for ready."""
+        return self._node(name) is not None and self._answers(name)
+
     def _node(self, name: str) -> Node | None:
         try:
             return next((n for n in self.target.nodes() if n.name == name and n.ready), None)
         except OutsideError:
             return None
 
-    def _ready_by(self, name: str, verb: object, done: str) -> str:
-        if self._node(name):
+    def _answers(self, name: str) -> bool:
+        """Whether its service says anything, be it that it has no database; True where there is no service to be asked."""
+        import httpx
+
+        try:
+            if url := self.target.service_url(name):
+                httpx.get(f"{url}/health", timeout=2)
+        except (httpx.HTTPError, OutsideError):
+            return False
+        return True
+
+    def _ready_by(self, name: str, verb: Callable[[str], None], done: str) -> str:
+        if self._is_ready(name):
             return "nothing to do: it is ready"
-        assert callable(verb)
         verb(name)
         self._wait(name)
         return done
 
     def _wait(self, name: str) -> None:
         end = time.monotonic() + self.patience_s
-        while not self._node(name):
+        while not self._is_ready(name):
             if time.monotonic() > end:
                 raise OutsideError(
                     f"{name} did not become ready within {self.patience_s:.0f} s",
@@ -91,7 +108,11 @@ class Undoing:
             time.sleep(_POLL_S)
 
     def _member(self, name: str) -> str:
-        if (node := self._node(name)) and node.is_healthy_manager:
+        # Until the cluster and the node itself say the same.
+        end = time.monotonic() + _SETTLED_S
+        while (node := self._node(name)) and not self._answers(name) and time.monotonic() < end:
+            time.sleep(_POLL_S)
+        if node and node.is_healthy_manager and self._answers(name):
             return self._database(name) or "nothing to do: it is a manager and serves its database"
         try:
             self.target.nodes()
@@ -114,7 +135,7 @@ class Undoing:
                 database.dump(folder / "probe.db")
                 return ""
             for dump in candidates(self.depot, database):
-                with suppress(IntegrityError, RefusedCopyError):
+                with suppress(IntegrityError, MissingObjectError):
                     brought = self.depot.sound(dump, folder)
                     self.target.put_database(name, brought.path, dump.record.sha256)
                     return f"{dump.id} brought back"

@@ -118,7 +118,7 @@ def test_by_default_nothing_is_touched(desk, oci, backed_up):
 
 
 @pytest.mark.parametrize("confirm", ["", "yes", "staging/staging-1/2026-11-15", "staging/staging-2/2020-01-01"])
-def test_without_the_right_confirmation_nothing_is_touched(desk, oci, backed_up, confirm):
+def test_without_the_right_confirmation_nothing_is_touched(desk, oci, confirm):
     done = desk.run("oci", Request(scenario_named("node_power_off"), "me", "staging-2", confirm=confirm))
     assert done.verdict == "aborted" and f"--confirm {confirmed()}" in done.corrective_actions[0]
     assert changes(oci) == []
@@ -130,21 +130,21 @@ def _refused(desk: Desk, oci: OciStagingStub, node: str) -> str:
     return done.reason
 
 
-def test_a_node_that_is_not_in_the_allow_list_is_not_touched(desk, oci, backed_up):
+def test_a_node_that_is_not_in_the_allow_list_is_not_touched(desk, oci):
     assert "node build-1: there is none" in _refused(desk, oci, "build-1")
 
 
-def test_a_node_without_the_tag_is_not_touched(desk, oci, backed_up):
+def test_a_node_without_the_tag_is_not_touched(desk, oci):
     oci.named("staging-2")[0].tags.pop("akidb-drill")
     assert "its tag akidb-drill is not there" in _refused(desk, oci, "staging-2")
 
 
-def test_two_instances_of_one_name_are_not_touched(desk, oci, backed_up):
+def test_two_instances_of_one_name_are_not_touched(desk, oci):
     oci.make_instance("staging-2", tags=dict(ALLOWED))
     assert "2 have that name" in _refused(desk, oci, "staging-2")
 
 
-def test_another_compartment_is_not_touched(desk, oci, backed_up, settings, monkeypatch):
+def test_another_compartment_is_not_touched(desk, oci, monkeypatch):
     monkeypatch.setattr(OciStaging, "cluster_id", lambda _: "ocid1.compartment.oc1..production")
     assert "this is cluster ocid1.compartment.oc1..production" in _refused(desk, oci, "staging-2")
 
@@ -163,12 +163,12 @@ def test_with_a_backup_that_is_too_old_nothing_is_touched(settings, oci, backed_
     assert "guard backup-age" in _refused(desk, oci, "staging-2")
 
 
-def test_when_too_few_managers_would_stay_nothing_is_touched(desk, oci, backed_up):
+def test_when_too_few_managers_would_stay_nothing_is_touched(desk, oci):
     oci.named("staging-3")[0].state = "STOPPED"
     assert "1 healthy managers would stay of" in _refused(desk, oci, "staging-2")
 
 
-def test_what_cannot_be_rehearsed_on_oci_says_so(desk, oci, backed_up):
+def test_what_cannot_be_rehearsed_on_oci_says_so(desk, oci):
     done = desk.run("oci", Request(scenario_named("partition"), "me", "staging-2", confirm=confirmed()))
     assert done.verdict == "aborted" and "partition cannot be rehearsed on oci" in done.reason and changes(oci) == []
 
@@ -311,7 +311,7 @@ def test_terraforms_state_of_staging_is_never_lost_on_purpose(desk, oci, setting
     assert done.verdict == "aborted" and changes(oci) == []
 
 
-def test_a_drill_that_was_confirmed_yesterday_is_not_confirmed_today(desk, oci, backed_up):
+def test_a_drill_that_was_confirmed_yesterday_is_not_confirmed_today(desk, oci):
     yesterday = (datetime.now(UTC) - timedelta(days=1)).date()
     done = desk.run("oci", Request(scenario_named("node_power_off"), "me", "staging-2", confirm=f"staging/staging-2/{yesterday}"))
     assert done.verdict == "aborted" and changes(oci) == []

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from akidb_pipelines.errors import OutsideError, PipelineError
-from akidb_pipelines.files import write_whole
+from akidb_pipelines.files import digest_file, write_whole
 from akidb_pipelines.lab.engine import LabEngine
 from akidb_pipelines.lab.swarm import image, service
 from akidb_pipelines.lab.swarm.node import LAB_LABEL, VOLUME, Engine, Node, cgroup, import_image, telling, waited
@@ -74,11 +74,11 @@ class SwarmLab:
 
     # --- up and down
 
-    def up(self, seed: Path, report: Report = lambda _: None, mark: Path | None = None) -> None:
+    def up(self, seed: Callable[[], Path], report: Report = lambda _: None, mark: Path | None = None) -> None:
         """Make and start it; what runs already goes on.
 
         Args:
-            seed: the database that every node begins with.
+            seed: makes the database that every node begins with.
             report: told the progress.
             mark: a file in its folder that is to be there as soon as anything is.
 
@@ -93,17 +93,18 @@ class SwarmLab:
             mark.touch()
         made = self._begin(report)
         with self._client(made) as client:
+            database = seed()
             made = self._images(client, made, report)
             report(Progress("lab: starting three nodes"))
             with telling("making the network"):
                 self._make_network(client, made)
             nodes = [self._node(client, made, name) for name in NODES]
-            digest = hashlib.sha256(seed.read_bytes()).hexdigest()
+            digest = digest_file(database)
 
             def start(node: Node) -> None:
                 node.boot()
                 self.provide_image(node)
-                self.put_database(node, seed, digest)
+                self.put_database(node, database, digest)
 
             with ThreadPoolExecutor() as each:
                 list(each.map(start, nodes))

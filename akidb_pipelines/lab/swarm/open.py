@@ -42,7 +42,7 @@ def bring_up(settings: Settings, report: Report = lambda _: None) -> SwarmLab:
     """
     lab = open_swarm(settings)
     if not lab.running():
-        lab.up(seed_database(settings, report), report)
+        lab.up(lambda: seed_database(settings, report), report)
     return lab
 
 
@@ -56,7 +56,7 @@ def open_lab_target(settings: Settings, report: Report = lambda _: None) -> LabT
     mark = lab.folder / _TEMPORARY
     if not lab.swarm_is_made():
         mark.parent.mkdir(parents=True, exist_ok=True)
-        lab.up(seed_database(settings, report), report, mark=mark)
+        lab.up(lambda: seed_database(settings, report), report, mark=mark)
     return LabTarget(lab, temporary=mark.exists())
 
 
