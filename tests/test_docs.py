@@ -30,7 +30,7 @@ def test_commands_and_their_options_exist(page):
         while words and hasattr(command, "commands"):
             assert words[0] in command.commands, f"{page.name}: akidb-pipelines {line}"
             command = command.commands[words.pop(0)]
-        options = {option for parameter in command.params for option in parameter.opts}
+        options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         for option in (w for w in words if w.startswith("--")):
             assert option in options, f"{page.name}: akidb-pipelines {line}"
 

@@ -32,6 +32,12 @@ _COLOURS = {"ok": "green", "running": "cyan", "failed": "red", "stopped": "red",
 _VERDICTS = {"passed": "green", "failed": "red", "aborted": "yellow", "dry_run": "cyan"}
 
 
+@drills_app.callback()
+def _told_to_end() -> None:
+    """Told to end, a drill undoes what it did, as after Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 @drills_app.command("run")
 def drills_run(
     scenario: Annotated[str, typer.Option("--scenario", help="What goes wrong; `drills scenarios` lists them.")] = "node_power_off",
@@ -50,8 +56,6 @@ def drills_run(
 
     dry = target != "lab" if dry_run is None else dry_run
     request = Request(scenario_named(scenario), operator(), node, dry, confirm)
-    # Told to end, it undoes what it did, as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _display(f"{scenario} on {target}") as (watch, report):
         done = _desk().run(target, request, watch, report)
     _show(done, as_json)

@@ -33,14 +33,18 @@ def timeline(report: Report) -> bytes:
     for moment, label, colour in ((report.fault_at, "fault", _BAD), (report.verified_at, "verified", _COLOURS["reconstitution"])):
         if moment:
             axes.axvline(_moment(moment) - begin, color=colour, linestyle="--", linewidth=1)
-            axes.text(_moment(moment) - begin, -0.75, label, color=colour, ha="center", fontsize=8)
+            axes.text(
+                _moment(moment) - begin, 1.01, label, color=colour, ha="center", fontsize=8, transform=axes.get_xaxis_transform()
+            )
     axes.set_yticks(range(len(phases)), [p.phase for p in phases])
     axes.invert_yaxis()
     axes.set_xlabel("seconds from the start of the drill")
     axes.margins(x=0.08)
+    axes.set_xlim(left=0)
     rta = "" if report.rta_s is None else f", RTA {report.rta_s:.1f} s of {report.rto_target_s} s allowed"
     axes.set_title(f"{report.scenario} on {report.target}: {report.verdict}{rta}", fontsize=10, pad=14)
-    axes.legend(handles=[Patch(color=c, label=s) for s, c in _COLOURS.items()], fontsize=8, loc="lower left")
+    handles = [Patch(color=c, label=s) for s, c in _COLOURS.items()]
+    axes.legend(handles=handles, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
     return _png(figure)
 
 
@@ -49,7 +53,7 @@ def history(drills: Sequence[CataloguedDrill]) -> bytes:
     figure = _figure(9, 4.2)
     above, below = figure.subplots(2, 1, sharex=True)
     measured = [d for d in drills if not d.dry_run and d.rta_ms is not None]
-    ticks = [d.drill_id[:8] for d in measured]
+    ticks = [f"{d.quarter}\n{d.scenario}" for d in measured]
     for axes, name, values, objective in (
         (above, "RTA (s)", [(d.rta_ms or 0) / 1000 for d in measured], "rto_target_s"),
         (below, "RPA (s)", [(d.rpa_ms or 0) / 1000 for d in measured], "rpo_target_s"),
@@ -66,12 +70,14 @@ def history(drills: Sequence[CataloguedDrill]) -> bytes:
         if measured:
             limit = getattr(measured[-1], objective)
             axes.axhline(limit, color=_BAD, linestyle="--", linewidth=1)
-            axes.text(0, limit, " objective", color=_BAD, fontsize=8, va="bottom")
+            axes.text(0, limit, " objective", color=_BAD, fontsize=8, va="top")
+            axes.set_ylim(0.5, limit * 3)
         axes.set_yscale("log")
         axes.set_ylabel(name)
-    above.legend(fontsize=8, loc="lower right")
+    if measured:
+        above.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     step = max(1, len(ticks) // 12)
-    below.set_xticks(range(0, len(ticks), step), ticks[::step], rotation=30, fontsize=8)
+    below.set_xticks(range(0, len(ticks), step), ticks[::step], rotation=20, fontsize=7)
     above.set_title("Recovery over past drills", fontsize=10)
     return _png(figure)
 
