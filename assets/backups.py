@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from akidb_pipelines.backups.checklist import BLOCKING_CHECKS, CHECKS
-from akidb_pipelines.errors import InputError
+from akidb_pipelines.backups.checklist import BLOCKING_CHECKS, CHECKS, LAB
+from akidb_pipelines.errors import InputError, PipelineError
 from akidb_pipelines.resources import BackupTools
 from assets.checks import check_result
 from assets.common import PLATFORM, built_metadata, logging, newest_partition, telling
@@ -29,6 +29,7 @@ RETENTION = dg.AssetKey("dump_retention")
 TERRAFORM = dg.AssetKey("terraform_state_backup")
 DASHBOARDS = dg.AssetKey("dashboard_export")
 _DUMPS = "dumps"
+_COMPLETE = "complete"
 _RUNBOOK = "runbooks/restore-a-database.md"
 
 Tools = dg.ResourceParam[BackupTools]
@@ -71,23 +72,40 @@ def _expect_today(context: dg.AssetExecutionContext) -> None:
             freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=26)),
         )
     ],
+    check_specs=[dg.AssetCheckSpec(_COMPLETE, asset=DUMPS, description="Every database that is configured was dumped.")],
 )
-def staging_dumps(context: dg.AssetExecutionContext, backup_tools: Tools) -> Iterator[dg.MaterializeResult[None]]:
+def staging_dumps(
+    context: dg.AssetExecutionContext, backup_tools: Tools
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
     """Dump everything that can be dumped."""
-    taken = []
+    taken, errors = [], []
     with telling(retry=True):
         _expect_today(context)
         depot = backup_tools.open_depot()
         for database in backup_tools.databases():
-            dump = depot.take(database, logging(context)(database.name))
-            context.log.info(f"{dump.id}: {sum(dump.record.rows.values())} rows, snapshot {dump.record.snapshot_at}")
-            taken.append(dump)
+            try:
+                dump = depot.take(database, logging(context)(database.name))
+            except PipelineError as error:  # one that cannot be reached must not keep the others from being dumped
+                errors.append(error)
+                context.log.error(f"{database.name}: {error}")
+            else:
+                context.log.info(f"{dump.id}: {sum(dump.record.rows.values())} rows, snapshot {dump.record.snapshot_at}")
+                taken.append(dump)
+        if errors and not taken:
+            raise errors[0]
     if not taken:
         context.log.warning(
             "not configured: set akidb_databases of a host in the inventory, release fixtures (make run), or akidb-pipelines lab up swarm"
         )
         return
     yield dg.MaterializeResult(asset_key=DUMPS, metadata=_dumps_metadata(taken, backup_tools.settings.runbook(_RUNBOOK)))
+    yield dg.AssetCheckResult(
+        asset_key=DUMPS,
+        check_name=_COMPLETE,
+        passed=not errors,
+        description="; ".join(e.message for e in errors) or f"{len(taken)} databases",
+        metadata={"what to do": "; ".join(e.hint for e in errors) or "nothing"},
+    )
 
 
 def _dumps_metadata(taken: "list[Dump]", runbook: str) -> dict[str, dg.MetadataValue]:
@@ -139,7 +157,7 @@ def backup_checks(context: dg.AssetCheckExecutionContext, backup_tools: Tools) -
         for dump in dumps:
             for report in depot.run_checks(dump, names, logging(context)(dump.id)):
                 context.log.info(f"{dump.id} {report.check}: {report.summary}")
-                told = tuple(replace(r, message=f"{dump.id}: {r.message}" if r.message else dump.id) for r in report.results)
+                told = tuple(replace(r, entity=dump.id, attribute="") for r in report.results)
                 found[report.check].append(replace(report, results=told))
     for name, reports in found.items():
         # A dump that could not be brought back has no other outcome.
@@ -182,7 +200,8 @@ def terraform_state_backup(
     with telling(retry=True):
         _expect_today(context)
         found, shelf = backup_tools.terraform_states(), backup_tools.open_states()
-        kept = [shelf.keep(state, name)[0] for name, state in found.items()]
+        # A lab's state is begun anew with every lab.
+        kept = [shelf.keep(state, name, new_lineage=name == LAB)[0] for name, state in found.items()]
         for copy in kept:
             shelf.state(copy)  # read back, parsed, and compared with what it was kept as
     if not kept:

@@ -6,26 +6,25 @@ record) is removed by the next `prune`, a day later.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from time import perf_counter
 
-import zstandard
-
 from akidb_pipelines.backups.checklist import BLOCKING_CHECKS, CHECKS
 from akidb_pipelines.backups.checks import check_age, check_foreign_keys, check_integrity, check_restorable, check_row_counts
 from akidb_pipelines.backups.dump import ROOT, Dump, DumpKey, Record, Wanted, database_name, parse_record
-from akidb_pipelines.backups.retention import Decision, plan
+from akidb_pipelines.backups.packing import pack, unpack
+from akidb_pipelines.backups.retention import Decision, Kept, plan
 from akidb_pipelines.backups.sources import Database
 from akidb_pipelines.backups.sqlite import Examination, content_of, examine, put_in_place
 from akidb_pipelines.catalog.catalog import Catalog, CataloguedBackup, CheckOutcome
 from akidb_pipelines.cedar.sandbox import Sandbox, load_sandbox
 from akidb_pipelines.errors import InputError, IntegrityError, OutsideError, PipelineError
-from akidb_pipelines.files import BLOCK_BYTES, scratch_folder
+from akidb_pipelines.files import scratch_folder
 from akidb_pipelines.progress import Progress, Report
 from akidb_pipelines.quality.catalogue import ENGINES, run_catalogue_checks
 from akidb_pipelines.quality.result import CheckReport
@@ -34,8 +33,6 @@ from akidb_pipelines.store.areas import COLD, area
 from akidb_pipelines.store.objects import AlreadyExistsError, Availability, MissingObjectError, ObjectStore
 
 _ENTITY = "Backup"
-_LEVEL, _THREADS = 3, 2
-"""Level 3 packs at 400 MB/s on one core of an A1; level 9 saves another tenth and takes five times as long."""
 _ORPHAN_AGE = timedelta(days=1)
 _POLL_S = 15.0
 _DAYS_AT_HAND = 2
@@ -91,7 +88,7 @@ class Depot:
             report(Progress(f"dumping {database}"))
             moment = source.dump(raw)
             content = content_of(raw)
-            size, sha256, stored, stored_sha256 = _pack(raw, packed, f"packing {database}", report)
+            size, sha256, stored, stored_sha256 = pack(raw, packed, f"packing {database}", report)
             record = Record(
                 database=database,
                 day=moment.date().isoformat(),
@@ -130,12 +127,12 @@ class Depot:
         return sorted(k for info in self.cold.list(f"{ROOT}{below}") if (k := DumpKey.of_record(info.key)))
 
     def dumps(self, database: str = "") -> list[Dump]:
-        """Every dump (of a database), oldest first.
-
-        Raises:
-            IntegrityError: a record cannot be read.
-        """
-        return [self._load(key) for key in self._keys(f"{database_name(database)}/" if database else "")]
+        """Every dump (of a database), oldest first. One whose record is damaged is none, and must not hide the others."""
+        found = []
+        for key in self._keys(f"{database_name(database)}/" if database else ""):
+            with suppress(IntegrityError, MissingObjectError):
+                found.append(self._load(key))
+        return found
 
     def databases(self) -> list[str]:
         """Every database that has a dump."""
@@ -146,7 +143,7 @@ class Depot:
 
         Raises:
             InputError: there is none.
-            IntegrityError: its record is not what the catalog knows.
+            IntegrityError: its record is damaged.
         """
         wanted = Wanted.parse(text)
         keys = self._keys(f"{wanted.database}/")
@@ -159,11 +156,16 @@ class Depot:
 
     def _load(self, key: DumpKey) -> Dump:
         source = f"{self.cold.url}/{key.record}"
-        return Dump(key, parse_record(self.cold.read(key.record), source))
+        record = parse_record(self.cold.read(key.record), source)
+        if (record.database, record.day) != (key.database, key.day):
+            raise IntegrityError(
+                f"{source} is the record of another dump, of {record.database} {record.day}", hint="use another backup"
+            )
+        return Dump(key, record)
 
     def before(self, dump: Dump) -> Dump | None:
         """The dump of the same database before it; one of the same name that was taken elsewhere is of another."""
-        earlier = (self._load(k) for k in reversed(self._keys(f"{dump.key.database}/")) if k < dump.key)
+        earlier = (d for d in reversed(self.dumps(dump.key.database)) if d.key < dump.key)
         return next((d for d in earlier if d.record.source == dump.record.source), None)
 
     def is_verified(self, dump: Dump) -> bool:
@@ -183,8 +185,15 @@ class Depot:
             return Availability.RESTORING
         return info.availability
 
-    def wait_for(self, dump: Dump, timeout_s: float, report: Report = lambda _: None, poll_s: float = _POLL_S) -> None:
-        """Wait until an archived dump can be read.
+    def wait_for(
+        self,
+        dump: Dump,
+        timeout_s: float,
+        report: Report = lambda _: None,
+        poll_s: float = _POLL_S,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Wait until an archived dump can be read; `check` is asked between two looks and may raise.
 
         Raises:
             OutsideError: it cannot within the time.
@@ -197,6 +206,7 @@ class Depot:
                     hint="an archive takes up to an hour: try again then, or use one of the newest seven days",
                 )
             report(Progress(f"{dump.id} is {state.value}: waiting"))
+            check()
             time.sleep(poll_s)
 
     def bring(self, dump: Dump, folder: Path, report: Report = lambda _: None) -> Brought:
@@ -219,7 +229,7 @@ class Depot:
 
         self.cold.fetch(dump.key.data, packed, sha256=record.stored_sha256, size_bytes=record.stored_bytes, moved=moved)
         report(Progress(f"unpacking {dump.id}"))
-        _unpack(packed, raw)
+        unpack(packed, raw)
         packed.unlink()
         report(Progress(f"verifying {dump.id}"))
         return Brought(raw, examine(raw), perf_counter() - started)
@@ -250,10 +260,14 @@ class Depot:
         if target.exists() and not replace:
             raise InputError(f"{target} exists", hint="--replace puts the backup in its place, once nobody uses it any more")
         # Beside the target, so that the last step is a change of name.
-        with scratch_folder(target.parent / ".akidb-restoring") as folder:
-            brought = self.sound(dump, folder, report)
-            put_in_place(brought.path, target, replace=replace)
-        (target.parent / ".akidb-restoring").rmdir()
+        beside = target.parent / ".akidb-restoring"
+        try:
+            with scratch_folder(beside) as folder:
+                brought = self.sound(dump, folder, report)
+                put_in_place(brought.path, target, replace=replace)
+        finally:
+            with suppress(OSError):  # another restore is at work there
+                beside.rmdir()
         return Restored(dump, target, perf_counter() - started)
 
     # --- checks
@@ -311,9 +325,9 @@ class Depot:
             OutsideError: the store cannot be written.
         """
         objects = {info.key: info for info in self.cold.list(ROOT)}
-        keys = sorted(k for name in objects if (k := DumpKey.of_record(name)))
-        decisions = plan(keys)
-        known = {name for k in keys for name in (k.data, k.record)}
+        # A record that cannot be read is left alone: somebody may still bring its dump back by hand.
+        decisions = plan(Kept(d.key, d.record.source, self.is_verified(d)) for d in self.dumps())
+        known = {name for n in objects if (k := DumpKey.of_record(n)) for name in (k.data, k.record)}
         now = datetime.now(UTC)
         orphans = [name for name, info in objects.items() if name not in known and now - info.modified_at > _ORPHAN_AGE]
         if not dry_run:
@@ -359,42 +373,6 @@ def _not_restorable(error: PipelineError) -> CheckReport:
     from akidb_pipelines.quality.result import RuleResult, Status
 
     return CheckReport("restorable", (RuleResult("can be brought back", _ENTITY, "", Status.FAIL, 1, message=error.message),), 0.0)
-
-
-def _pack(raw: Path, packed: Path, stage: str, report: Report) -> tuple[int, str, int, str]:
-    """Compress a file; returns size and digest of it, and of what came of it. One pass over each byte."""
-    total = raw.stat().st_size
-    whole, stored = hashlib.sha256(), hashlib.sha256()
-    read = written = 0
-    compressor = zstandard.ZstdCompressor(level=_LEVEL, threads=_THREADS, write_checksum=True).compressobj(size=total)
-    try:
-        with raw.open("rb") as source, packed.open("wb") as out:
-
-            def put(piece: bytes) -> None:
-                nonlocal written
-                stored.update(piece)
-                out.write(piece)
-                written += len(piece)
-
-            while block := source.read(BLOCK_BYTES):
-                whole.update(block)
-                read += len(block)
-                put(compressor.compress(block))
-                report(Progress(stage, read, total, in_bytes=True))
-            put(compressor.flush())
-    except OSError as error:
-        raise OutsideError(f"{stage}: {error}", hint="free some space, or point AKIDB_HOME elsewhere") from error
-    return read, whole.hexdigest(), written, stored.hexdigest()
-
-
-def _unpack(packed: Path, raw: Path) -> None:
-    try:
-        with packed.open("rb") as source, raw.open("wb") as out:
-            zstandard.ZstdDecompressor().copy_stream(source, out, read_size=BLOCK_BYTES, write_size=BLOCK_BYTES)
-    except zstandard.ZstdError as error:
-        raise IntegrityError(f"{packed.name} cannot be unpacked: {error}", hint="use an earlier backup") from error
-    except OSError as error:
-        raise OutsideError(f"unpacking to {raw}: {error}", hint="free some space, or restore elsewhere") from error
 
 
 def _catalogued(dump: Dump) -> CataloguedBackup:

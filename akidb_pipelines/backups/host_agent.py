@@ -42,7 +42,7 @@ def dump(path: str) -> None:
     copy = temporary(path, "dump")
     try:
         database = sqlite3.connect(path, timeout=30, isolation_level=None)
-        moment = datetime.datetime.now(datetime.UTC)
+        moment = datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017 - Python 3.8
         database.execute("VACUUM INTO ?", (copy,))
         database.close()
         source = open(copy, "rb")  # noqa: SIM115 - read below, when its name is gone
@@ -58,8 +58,26 @@ def dump(path: str) -> None:
     sys.stdout.buffer.flush()
 
 
+def expect_unused(path: str) -> None:
+    """Nobody has it open, as far as an exclusive lock can tell; what is no database, nobody can use."""
+    database = sqlite3.connect(path, timeout=0, isolation_level=None)
+    try:
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("BEGIN EXCLUSIVE")
+        database.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error) or "busy" in str(error):
+            raise ValueError(f"it is in use ({error}): stop what uses it first") from error
+    except sqlite3.DatabaseError:
+        pass
+    finally:
+        database.close()
+
+
 def restore(path: str, size: int, sha256: str) -> None:
     """See the module."""
+    folder = os.path.dirname(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
     incoming = temporary(path, "restore")
     digest, left = hashlib.sha256(), size
     try:
@@ -76,16 +94,18 @@ def restore(path: str, size: int, sha256: str) -> None:
         if digest.hexdigest() != sha256:
             raise ValueError(f"what arrived has digest {digest.hexdigest()}, sent was {sha256}")
         if os.path.exists(path):
-            before = os.stat(path)
-            os.chown(incoming, before.st_uid, before.st_gid)
-            os.chmod(incoming, before.st_mode & 0o777)
+            expect_unused(path)
+        # As what was there; a new one belongs to whom the folder belongs, and nobody else reads it.
+        before = os.stat(path if os.path.exists(path) else folder)
+        os.chown(incoming, before.st_uid, before.st_gid)
+        os.chmod(incoming, before.st_mode & 0o777 if os.path.exists(path) else 0o600)
         for sidecar in ("-wal", "-shm", "-journal"):
             if os.path.exists(path + sidecar):
                 os.unlink(path + sidecar)  # they belong to another file, and would destroy this one
         os.replace(incoming, path)
-        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        descriptor = os.open(folder, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
     finally:
         if os.path.exists(incoming):
             os.unlink(incoming)
@@ -98,6 +118,8 @@ def main() -> None:
     try:
         if verb == "dump":
             dump(path)
+        elif verb == "exists":
+            tell({"exists": os.path.exists(path)})
         else:
             restore(path, int(sys.argv[3]), sys.argv[4])
     except (OSError, ValueError, sqlite3.Error) as error:

@@ -5,6 +5,7 @@ Which databases staging has stands in the inventory: `akidb_databases: {metadata
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import struct
@@ -30,6 +31,8 @@ _FIXTURES = "fixtures"
 _PATIENCE_S = 900.0
 """A host that says nothing for so long is given up; VACUUM INTO of some gigabytes takes minutes."""
 _PIECE = 1 << 20
+_MOST_BYTES = 1 << 20
+"""No answer is longer."""
 
 
 class Database(Protocol):
@@ -102,16 +105,35 @@ class HostDatabase:
                 raise IntegrityError(f"{self.where}: other bytes arrived than were sent", hint="try again; look at the network")
         except OSError as error:
             target.unlink(missing_ok=True)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise OutsideError(
+                    f"{tried}: writing {target}: {error}", hint="free some space, or point AKIDB_HOME elsewhere"
+                ) from error
             raise process.lost(tried, error) from error
         finally:
             process.close()
         return datetime.fromisoformat(str(told["snapshot_at"])).astimezone(UTC)
 
+    def exists(self) -> bool:
+        """Whether it is there.
+
+        Raises:
+            OutsideError: the host cannot be asked.
+        """
+        process = self._run("exists", self.path)
+        try:
+            return bool(self._reply(process, "looking")["exists"])
+        except OSError as error:
+            raise process.lost("looking", error) from error
+        finally:
+            process.close()
+
     def put(self, database: Path, sha256: str) -> None:
         """Put a database there, in the place of what is there; whoever uses that must have been stopped.
 
         Raises:
-            OutsideError: it cannot be reached or written; what was there is as it was.
+            IntegrityError: other bytes arrived.
+            OutsideError: it cannot be reached or written, or somebody uses what is there; that is as it was.
         """
         tried = f"restoring {self.path}"
         process = self._run("restore", self.path, str(database.stat().st_size), sha256)
@@ -131,8 +153,14 @@ class HostDatabase:
 
     def _reply(self, process: Process, tried: str) -> dict[str, Any]:
         (length,) = struct.unpack("<I", process.read(4, _PATIENCE_S))
+        if length > _MOST_BYTES:
+            raise OutsideError(
+                f"{self.where}: {tried}: it said something else", hint="a login shell must print nothing before the command"
+            )
         told: dict[str, Any] = json.loads(process.read(length, _PATIENCE_S))
         if "error" in told:
+            if "has digest" in str(told["error"]):
+                raise IntegrityError(f"{self.where}: {told['error']}", hint="try again; look at the network")
             raise OutsideError(
                 f"{self.where}: {tried}: {told['error']}", hint=f"look at it: ssh {self.connection.host.name} ls -l {self.path}"
             )

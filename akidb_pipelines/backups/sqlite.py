@@ -141,6 +141,13 @@ def put_in_place(file: Path, target: Path, *, replace: bool) -> None:
             _expect_unused(target)
         for left in _beside(target):
             left.unlink()
+        if target.exists():
+            before = target.stat()
+            file.chmod(before.st_mode & 0o777)
+            if os.geteuid() == 0:
+                os.chown(file, before.st_uid, before.st_gid)
+        else:
+            file.chmod(0o600)
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
         file.replace(target)

@@ -11,13 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from akidb_pipelines.cli.common import AsJson, err, print_json, transfer_bars, wide
-from akidb_pipelines.errors import ExitCode, InputError
+from akidb_pipelines.errors import ExitCode, InputError, PipelineError
 from akidb_pipelines.settings import Settings
 
 if TYPE_CHECKING:
     # These load SQLAlchemy and zstandard: only when a command runs.
+    from collections.abc import Callable
+
     from akidb_pipelines.backups.depot import Depot
     from akidb_pipelines.backups.dump import Dump
+    from akidb_pipelines.backups.sources import Database
+    from akidb_pipelines.progress import Report
     from akidb_pipelines.quality.result import CheckReport
 
 backups_app = typer.Typer(no_args_is_help=True, help="Backups: database dumps, Terraform's state, dashboards.")
@@ -50,33 +54,49 @@ def backups_run(
             f"there is no {unknown[0]!r} to back up", hint=f"choose among {known}; set akidb_databases in the inventory"
         )
     told: list[dict[str, Any]] = []
+    errors: list[PipelineError] = []
+
+    def attempt(what: str, do: Callable[[], list[dict[str, Any]]]) -> None:
+        """One that fails must not keep the others from being backed up."""
+        try:
+            told.extend(do())
+        except PipelineError as error:
+            errors.append(error)
+            told.append({"what": what, "ok": False, "found": error.message})
+
     depot = _depot(settings)
     with transfer_bars() as report:
         for name in (n for n in asked if n in databases):
-            dump = depot.take(databases[name], report)
-            reports = list(depot.run_checks(dump, report=report))
-            told.append(
-                {"what": name, "ok": not any(r.holds_back for r in reports), **_dump_json(dump), "checks": _checks_json(reports)}
-            )
+            attempt(name, lambda name=name: [_back_up(depot, databases[name], report)])  # type: ignore[misc]
     if TERRAFORM in asked:
-        told += _back_up_states(settings, new_lineage)
+        attempt(TERRAFORM, lambda: _back_up_states(settings, new_lineage))
     if DASHBOARDS in asked:
-        told.append(_back_up_dashboards(settings))
+        attempt(DASHBOARDS, lambda: [_back_up_dashboards(settings)])
     if as_json:
         print_json({"ok": all(t["ok"] is not False for t in told), "backups": told})
     else:
         _show_run(told)
+    if errors:
+        raise errors[0]
     if any(t["ok"] is False for t in told):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
+def _back_up(depot: Depot, database: Database, report: Report) -> dict[str, Any]:
+    dump = depot.take(database, report)
+    reports = list(depot.run_checks(dump, report=report))
+    ok = not any(r.holds_back for r in reports)
+    return {"what": database.name, "ok": ok, **_dump_json(dump), "checks": _checks_json(reports)}
+
+
 def _back_up_states(settings: Settings, new_lineage: bool) -> list[dict[str, Any]]:
+    from akidb_pipelines.backups.checklist import LAB
     from akidb_pipelines.backups.terraform import open_states
     from akidb_pipelines.lab.swarm.open import terraform_states
 
     found = []
     for name, state in terraform_states(settings).items():
-        kept, created = open_states(settings).keep(state, name, new_lineage=new_lineage)
+        kept, created = open_states(settings).keep(state, name, new_lineage=new_lineage or name == LAB)
         text = f"serial {kept.serial}, lineage {kept.lineage}" + ("" if created else "; unchanged")
         found.append({"what": f"{TERRAFORM}/{name}", "ok": True, "found": text, **asdict(kept), "created": created})
     return found or [{"what": TERRAFORM, "ok": None, "found": "not configured: set AKIDB_TERRAFORM_STATE"}]

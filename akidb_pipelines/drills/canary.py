@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,12 @@ from threading import Event, Lock, Thread
 
 import httpx
 
+from akidb_pipelines.errors import OutsideError
+
+Urls = Mapping[str, Callable[[], str]]
 _EVERY_S = 0.05
+_LOOK_S = 2.0
+"""So long after a failure it is asked again where the service is."""
 _PATIENCE_S = 2.0
 
 
@@ -33,11 +39,11 @@ class Writer:
     """Writes canary rows to some nodes' services until stopped; goes on after the last acknowledged one when started again.
 
     Args:
-        urls: of the service, by node.
+        urls: says where the service is, by node; a node that was built anew may be elsewhere.
         record: file of acknowledgements, one JSON object a line.
     """
 
-    def __init__(self, urls: dict[str, str], record: Path) -> None:
+    def __init__(self, urls: Urls, record: Path) -> None:
         self._urls, self._record = urls, record
         self._acknowledged: list[Acknowledged] = []
         self._lock, self._stop = Lock(), Event()
@@ -62,25 +68,27 @@ class Writer:
         with self._lock:
             return [a for a in self._acknowledged if a.node == node]
 
-    def _write(self, node: str, url: str, stop: Event) -> None:
+    def _write(self, node: str, url: Callable[[], str], stop: Event) -> None:
+        where = _Where(url)
         done = self.acknowledged(node)
-        sequence = done[-1].sequence + 1 if done else self._first(url)
-        with httpx.Client(base_url=url, timeout=_PATIENCE_S) as client:
+        sequence = done[-1].sequence + 1 if done else self._first(where.url)
+        with httpx.Client(timeout=_PATIENCE_S) as client:
             while not stop.wait(_EVERY_S):
+                row = {"sequence": sequence, "written_at": datetime.now(UTC).isoformat()}
                 try:
-                    row = {"sequence": sequence, "written_at": datetime.now(UTC).isoformat()}
-                    if client.post("/canary", json=row).status_code != 201:
-                        continue
-                except httpx.HTTPError:
-                    continue
-                self._note(Acknowledged(node, sequence, datetime.now(UTC)))
-                sequence += 1
+                    written = client.post(f"{where.url}/canary", json=row).status_code == 201
+                except (httpx.HTTPError, httpx.InvalidURL):
+                    written = False
+                    where.look_again()
+                if written:
+                    self._note(Acknowledged(node, sequence, datetime.now(UTC)))
+                    sequence += 1
 
     def _first(self, url: str) -> int:
         """After whatever an earlier drill has left."""
         try:
             return int(httpx.get(f"{url}/canary", timeout=_PATIENCE_S).json()["last"]) + 1
-        except (httpx.HTTPError, ValueError, KeyError):
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError):
             return 1
 
     def _note(self, row: Acknowledged) -> None:
@@ -103,10 +111,10 @@ class Prober:
     """Asks services for their health, and notes how long each did not answer.
 
     Args:
-        urls: of the service, by node.
+        urls: says where the service is, by node.
     """
 
-    def __init__(self, urls: dict[str, str]) -> None:
+    def __init__(self, urls: Urls) -> None:
         self._urls = urls
         self._seen = {node: _Seen() for node in urls}
         self._stop = Event()
@@ -135,14 +143,15 @@ class Prober:
         seen = self._seen[node]
         return seen.last_up > 0 and seen.down_since is None
 
-    def _probe(self, node: str, url: str) -> None:
-        seen = self._seen[node]
+    def _probe(self, node: str, url: Callable[[], str]) -> None:
+        seen, where = self._seen[node], _Where(url)
         with httpx.Client(timeout=1) as client:
             while not self._stop.wait(_EVERY_S):
                 try:
-                    up = client.get(f"{url}/health").status_code == 200
-                except httpx.HTTPError:
+                    up = client.get(f"{where.url}/health").status_code == 200
+                except (httpx.HTTPError, httpx.InvalidURL):
                     up = False
+                    where.look_again()
                 now = time.monotonic()
                 if up:
                     if seen.down_since is not None:
@@ -150,3 +159,22 @@ class Prober:
                     seen.last_up, seen.down_since = now, None
                 elif seen.down_since is None and seen.last_up:
                     seen.down_since = seen.last_up
+
+
+class _Where:
+    """Where a service is, looked up again now and then while it does not answer."""
+
+    def __init__(self, ask: Callable[[], str]) -> None:
+        self._ask, self._looked = ask, time.monotonic()
+        self.url = self._answer("")
+
+    def look_again(self) -> None:
+        if time.monotonic() - self._looked > _LOOK_S:
+            self._looked = time.monotonic()
+            self.url = self._answer(self.url)
+
+    def _answer(self, before: str) -> str:
+        try:
+            return self._ask() or before
+        except OutsideError:  # while it is being built anew
+            return before

@@ -9,7 +9,7 @@ import os
 import pwd
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +18,9 @@ from akidb_pipelines.backups.depot import Depot, open_depot
 from akidb_pipelines.backups.terraform import StateShelf, open_states
 from akidb_pipelines.drills.drill import Drill, Facts, Limits, Outcome, Request, Watcher, noted
 from akidb_pipelines.drills.journal import Cabinet, Journal
+from akidb_pipelines.drills.report import Criterion, UndoRecord, expected_verdict, markdown, parse_report
 from akidb_pipelines.drills.report import Report as DrillReport
-from akidb_pipelines.drills.report import UndoRecord, expected_verdict, markdown, parse_report
-from akidb_pipelines.drills.scenarios import SCENARIOS
+from akidb_pipelines.drills.scenarios import DEFAULT, SCENARIOS, Verdict, scenario_named
 from akidb_pipelines.drills.steps import STEPS
 from akidb_pipelines.drills.target import Target
 from akidb_pipelines.drills.timeline import timeline
@@ -30,6 +30,7 @@ from akidb_pipelines.files import write_whole
 from akidb_pipelines.periods import Quarter
 from akidb_pipelines.progress import Report
 from akidb_pipelines.settings import Settings
+from akidb_pipelines.store.lease import hold
 from akidb_pipelines.store.objects import AlreadyExistsError, MissingObjectError
 
 _REPORT, _MARKDOWN, _PICTURE = "report.json", "report.md", "timeline.png"
@@ -49,6 +50,7 @@ class Desk:
         depot: has the backups, and the catalog.
         states: copies of Terraform's state.
         limits: how long things may take.
+        sweep: see below.
     """
 
     settings: Settings
@@ -56,6 +58,8 @@ class Desk:
     depot: Depot
     states: StateShelf
     limits: Limits = field(default_factory=Limits)
+    sweep: Callable[[], None] = lambda: None
+    """Takes down what was made for one drill and outlived it; called when every drill is put right."""
 
     @property
     def cabinet(self) -> Cabinet:
@@ -85,19 +89,26 @@ class Desk:
         """
         with self._opened("lab", report) as opened:
             for scenario in SCENARIOS.values():
+                self.cabinet.expect_all_finished()
                 yield self._drill(opened, Request(scenario, operator), watch, report)
 
     @contextmanager
     def _opened(self, name: str, report: Report) -> Iterator[Target]:
         if name not in self.targets:
             raise InputError(f"there is no target {name!r}", hint=f"choose among {', '.join(self.targets)}")
-        with self.cabinet.only_one():
+        with self.cabinet.only_one(), self._nobody_else(name):
             self.cabinet.expect_all_finished()
             target = self.targets[name](report)
             try:
                 yield target
             finally:
                 target.close()
+
+    def _nobody_else(self, name: str) -> AbstractContextManager[object]:
+        """Staging is one, whoever drills from wherever: the lease lies in the store that all share."""
+        if name == "lab":
+            return nullcontext()
+        return hold(self.depot.cold, f"drill on {name}", key=f"{_ROOT}lease-{name}.json", patience_s=0)
 
     def _drill(self, target: Target, request: Request, watch: Watcher, report: Report) -> DrillReport:
         started = datetime.now(UTC)
@@ -112,6 +123,7 @@ class Desk:
             done = _report(drill, outcome, started, journal.folder.name)
             self._keep(journal, done)
         if all(u.ok for u in outcome.undo):
+            shutil.rmtree(_stale_home(journal), ignore_errors=True)
             journal.write("end", verdict=outcome.verdict)
         if interrupted:
             raise interrupted[0]
@@ -123,11 +135,10 @@ class Desk:
         if not request.scenario.stale:
             yield self.depot
             return
-        home = journal.folder / "stale"
-        try:
-            yield open_depot(self.settings.model_copy(update={"home": home, "store": "", "catalog": ""}))
-        finally:
-            shutil.rmtree(home, ignore_errors=True)
+        yield self._stale_depot(journal)
+
+    def _stale_depot(self, journal: Journal) -> Depot:
+        return open_depot(self.settings.model_copy(update={"home": _stale_home(journal), "store": "", "catalog": ""}))
 
     def _keep(self, journal: Journal, done: DrillReport) -> None:
         """The report beside the journal, in the catalog, and in cold storage. What cannot be kept elsewhere stays here."""
@@ -161,22 +172,30 @@ class Desk:
         done = []
         with self.cabinet.only_one():
             for journal in self.cabinet.unfinished():
-                begin = next((line for line in journal.lines() if line["event"] == "begin"), None)
-                undoes, survivors = noted(journal)
-                records: list[UndoRecord] = []
-                if begin and undoes:
-                    target = self.targets[begin["target"]](report)
-                    try:
-                        records = Undoing(target, self.depot, self.states, survivors).all(undoes)
-                    finally:
-                        if all(r.ok for r in records):
-                            target.close()
+                records = self._recover_one(journal, report)
                 if all(r.ok for r in records):
-                    with suppress(OSError):
-                        shutil.rmtree(journal.folder / "stale", ignore_errors=True)
+                    shutil.rmtree(_stale_home(journal), ignore_errors=True)
+                    if not (journal.folder / _REPORT).exists():
+                        self._keep(journal, _interrupted(journal, records, self.limits))
                     journal.write("end", verdict="aborted", recovered=True)
+                else:
+                    journal.write("recovery_failed", left=[f"{r.action} {r.node}" for r in records if not r.ok])
                 done.append((journal.folder.name, records))
+            if not self.cabinet.unfinished():
+                self.sweep()
         return done
+
+    def _recover_one(self, journal: Journal, report: Report) -> list[UndoRecord]:
+        begin = next((line for line in journal.lines() if line["event"] == "begin"), None)
+        undoes, survivors = noted(journal)
+        if begin is None or not undoes:
+            return []
+        depot = self.depot
+        if _stale_home(journal).exists():
+            depot = self._stale_depot(journal)
+        # Not closed: whatever is to go with the drill goes when every drill is put right.
+        target = self.targets[begin["target"]](report)
+        return Undoing(target, depot, self.states, survivors).all(undoes)
 
     def report(self, drill_id: str) -> DrillReport:
         """The report of a drill, from here or from cold storage.
@@ -201,6 +220,58 @@ class Desk:
         return self.cabinet.folder / drill_id / _PICTURE
 
 
+def _interrupted(journal: Journal, undo: list[UndoRecord], limits: Limits) -> DrillReport:
+    """What can be said of a drill that was killed: its journal says how far it came."""
+    lines = journal.lines()
+    begin = next((line for line in lines if line["event"] == "begin"), {})
+    chosen = next((line for line in lines if line["event"] == "chosen"), {})
+    reached = next((line["phase"] for line in reversed(lines) if line["event"] == "phase"), "its beginning")
+    started = datetime.fromisoformat(str(begin.get("at") or datetime.now(UTC).isoformat()))
+    scenario = scenario_named(str(begin.get("scenario", DEFAULT)))
+    return DrillReport(
+        drill_id=journal.folder.name,
+        quarter=Quarter.containing(started).iso,
+        operator=str(begin.get("operator", "")),
+        scenario=scenario.name,
+        summary=scenario.summary,
+        target=str(begin.get("target", "lab")),
+        environment=str(begin.get("target", "lab")),
+        cluster_id=str(chosen.get("cluster", "")),
+        nodes=tuple(chosen.get("victims", ())),
+        dry_run=bool(begin.get("dry_run", False)),
+        versions={},
+        started_at=_text(started),
+        finished_at=_text(datetime.now(UTC)),
+        fault_at="",
+        verified_at="",
+        rto_target_s=limits.rto_s,
+        rpo_target_s=limits.rpo_s,
+        rta_s=None,
+        rpa_s=None,
+        service_outage_s=None,
+        rows_acknowledged=0,
+        rows_lost={},
+        rows_missing=0,
+        backup=None,
+        terraform=None,
+        quorum_before="",
+        quorum_after="",
+        phases=(),
+        criteria=(Criterion("undo_complete", True, f"{len(undo)} looked at, by recover"),),
+        undo=tuple(undo),
+        findings=(),
+        corrective_actions=("run it again: it proved nothing",),
+        verdict=Verdict.ABORTED.value,
+        reason=f"it was killed in {reached}, and put right by recover",
+        expected=scenario.expected.value,
+        as_expected=False,
+    )
+
+
+def _stale_home(journal: Journal) -> Path:
+    return journal.folder / "stale"
+
+
 def operator() -> str:
     """Who runs this: the user's name, or number where it has no name."""
     try:
@@ -211,7 +282,7 @@ def operator() -> str:
 
 def _report(drill: Drill, outcome: Outcome, started: datetime, drill_id: str) -> DrillReport:
     facts, request, target = drill.facts, drill.request, drill.target
-    used = next(iter(facts.used.values()), None)
+    used = min(facts.used.values(), key=lambda u: u.snapshot_at, default=None)  # of several the oldest
     rpa = (facts.fault_at - datetime.fromisoformat(used.snapshot_at)).total_seconds() if used and facts.fault_at else None
     failed = [c.name for c in facts.criteria if not c.ok]
     versions: Mapping[str, str] = {}
@@ -268,10 +339,12 @@ def _text(moment: datetime | None) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z") if moment else ""
 
 
-def open_desk(settings: Settings, targets: Mapping[str, OpenTarget], limits: Limits | None = None) -> Desk:
+def open_desk(
+    settings: Settings, targets: Mapping[str, OpenTarget], limits: Limits | None = None, sweep: Callable[[], None] = lambda: None
+) -> Desk:
     """The desk that settings describe.
 
     Raises:
         InputError, OutsideError: see open_depot.
     """
-    return Desk(settings, targets, open_depot(settings), open_states(settings), limits or Limits())
+    return Desk(settings, targets, open_depot(settings), open_states(settings), limits or Limits(), sweep)

@@ -25,7 +25,6 @@ from akidb_pipelines.drills.undo import Undoing
 from akidb_pipelines.errors import CheckError, OutsideError, PipelineError
 from akidb_pipelines.progress import Progress, Report
 
-_POLL_S = 0.1
 T = TypeVar("T")
 
 
@@ -217,7 +216,7 @@ class Drill:
             except OutsideError as error:
                 last = f" (last: {error.message})"
             self.check(what + last)
-            time.sleep(_POLL_S)
+            time.sleep(self.target.poll_s)
 
     # --- running
 

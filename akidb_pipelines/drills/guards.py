@@ -72,10 +72,16 @@ def choose(scenario: Scenario, nodes: Sequence[Node], allowed: AllowList, named:
     """
     if not scenario.victims:
         return []
+    names = [n.name for n in nodes]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        ids = ", ".join(n.id for n in nodes if n.name == twice[0])
+        raise GuardError(
+            Guard.ONE_TARGET, f"node {twice[0]}: several have that name: {ids}", hint="rename or terminate all but one"
+        )
     if named:
         meant = [n for n in nodes if n.name == named]
-        if len(meant) != 1:
-            found = "there is none" if not meant else f"{len(meant)} have that name: {', '.join(n.id for n in meant)}"
+        if not meant:
+            found = "there is none"
             raise GuardError(
                 Guard.ONE_TARGET, f"node {named}: {found}", hint=f"name one of {', '.join(sorted({n.name for n in nodes}))}"
             )

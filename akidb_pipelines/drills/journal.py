@@ -12,13 +12,13 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from akidb_pipelines.errors import InputError, IntegrityError, OutsideError
+from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.store.lease import BusyError
 
 JOURNAL, STOP = "journal.jsonl", "STOP"
@@ -54,8 +54,12 @@ class Journal:
         line = json.dumps({"at": datetime.now(UTC).isoformat(), "event": event, **told}, default=str) + "\n"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as out:
-                out.write(line)
+            with self._path.open("a+b") as out:
+                if out.seek(0, os.SEEK_END):
+                    out.seek(-1, os.SEEK_END)
+                    if out.read(1) != b"\n":  # a line that was cut short when the disk was full, or the power went
+                        line = f"\n{line}"
+                out.write(line.encode())
                 out.flush()
                 os.fsync(out.fileno())
         except OSError as error:
@@ -64,22 +68,11 @@ class Journal:
             ) from error
 
     def lines(self) -> list[dict[str, Any]]:
-        """All lines; a last one that was cut short is none.
-
-        Raises:
-            IntegrityError: an earlier one is damaged.
-        """
-        texts = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+        """All lines. One that was cut short says nothing: it was not on the disk before the thing was done."""
         found = []
-        for number, text in enumerate(texts, 1):
-            try:
+        for text in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
                 found.append(dict(json.loads(text)))
-            except ValueError as error:
-                if number == len(texts):
-                    break
-                raise IntegrityError(
-                    f"journal {self._path}: line {number} is damaged", hint="read it, undo by hand, remove it"
-                ) from error
         return found
 
     @property

@@ -19,6 +19,8 @@ from akidb_pipelines.store.oci import signed_in
 
 _GONE = ("TERMINATING", "TERMINATED")
 _FULL = "out of host capacity"
+_SUCCESSOR, _TAG_LENGTH = "akidb-drill-successor-of", 100
+"""Tag of an instance that was launched in the place of another one: a name alone says nothing of who is whose successor."""
 _HINTS = {
     401: "sign in: look at ~/.oci/config, the key's fingerprint, and this machine's clock",
     404: "the group needs `manage instance-family` and `use virtual-network-family` in the compartment",
@@ -125,7 +127,8 @@ class Compute:
         with self._telling(f"replacing {instance.name}"):
             found = self._compute.get_instance(instance.id)
             others = self._compute.list_instances(self._compartment, display_name=instance.name).data
-            successor = next((i.id for i in others if i.id != instance.id and i.lifecycle_state not in (*_GONE, "STOPPED")), "")
+            mine = (i for i in others if (i.freeform_tags or {}).get(_SUCCESSOR) == instance.id[-_TAG_LENGTH:])
+            successor = next((i.id for i in mine if i.lifecycle_state not in (*_GONE, "STOPPED")), "")
         new = successor or self._launch(found.data)
         with self._telling(f"waiting for the successor of {instance.name}"):
             self._wait(new, instance.name, "RUNNING")
@@ -133,7 +136,7 @@ class Compute:
         return new
 
     def _launch(self, old: Any) -> str:
-        from oci.exceptions import ServiceError
+        from oci.exceptions import RequestException, ServiceError
         from oci.retry import NoneRetryStrategy
 
         with self._telling(f"looking at the network of {old.display_name}"):
@@ -149,6 +152,9 @@ class Compute:
                 launched = self._compute.launch_instance(
                     details, opc_retry_token=f"{token}-{domain[-4:]}", retry_strategy=NoneRetryStrategy()
                 )
+            except RequestException:
+                with self._telling(f"launching {old.display_name} in {domain}"):
+                    raise
             except ServiceError as error:
                 if _FULL not in str(error.message).lower():
                     with self._telling(f"launching {old.display_name} in {domain}"):
@@ -179,11 +185,10 @@ class Compute:
             if config
             else None,
             source_details=old.source_details,
-            create_vnic_details=CreateVnicDetails(
-                subnet_id=vnic.subnet_id, nsg_ids=list(vnic.nsg_ids or []), hostname_label=vnic.hostname_label
-            ),
+            # Without its host name: that is taken in the subnet until the old one is gone.
+            create_vnic_details=CreateVnicDetails(subnet_id=vnic.subnet_id, nsg_ids=list(vnic.nsg_ids or [])),
             metadata=dict(old.metadata or {}),
-            freeform_tags=dict(old.freeform_tags or {}),
+            freeform_tags={**(old.freeform_tags or {}), _SUCCESSOR: old.id[-_TAG_LENGTH:]},
         )
 
     def _terminate(self, instance: Instance, etag: str) -> None:
@@ -195,7 +200,11 @@ class Compute:
                 raise OutsideError(
                     f"{instance.name} ({instance.id}) runs again: it is not terminated", hint="look at it in OCI's console"
                 )
-            self._compute.terminate_instance(instance.id, preserve_boot_volume=False, if_match=etag)
+            # Its disk stays until somebody has seen that what came back is good.
+            self._compute.terminate_instance(instance.id, preserve_boot_volume=True, if_match=etag)
+            self.timing.notes.append(
+                f"the boot volume of the old {instance.name} ({instance.id}) is kept: remove it when all is well"
+            )
 
     def _wait(self, instance_id: str, name: str, state: str) -> None:
         import oci

@@ -17,13 +17,13 @@ from akidb_pipelines.backups.sources import DATABASES, HostDatabase, databases_o
 from akidb_pipelines.drills.oci_compute import Compute, Instance
 from akidb_pipelines.drills.scenarios import Fault
 from akidb_pipelines.drills.swarm_ssh import SwarmOverSsh, found_at
-from akidb_pipelines.drills.target import Node
+from akidb_pipelines.drills.target import ALLOWED, TAG, Node
 from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.machines.inventory import Inventory, open_inventory
 from akidb_pipelines.settings import Settings
 
 _TERRAFORM_S = 5400
-_SECTION = {"endpoint", "gateway_url", "poll_seconds", "service_url", "swarm", "terraform", "wait_seconds"}
+_SECTION = {"endpoint", "gateway_url", "poll_seconds", "service_url", "swarm", "swarm_id", "terraform", "wait_seconds"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Staging:
     gateway_url: str = ""
     swarm: bool = True
     """Whether the nodes are managers of a swarm that is reached over SSH."""
+    swarm_id: str = ""
+    """What `docker info` says there: the swarm that this file is of."""
     terraform: str = ""
     """Folder in which `terraform apply -replace` builds a node anew; empty: the SDK does."""
     endpoint: str = ""
@@ -82,6 +84,7 @@ class OciStaging:
 
     name = "oci"
     faults = frozenset({Fault.POWER_OFF})
+    poll_s = 5.0
 
     @property
     def environment(self) -> str:
@@ -94,8 +97,11 @@ class OciStaging:
     # --- asking
 
     def cluster_id(self) -> str:
-        """See Target."""
-        return self.staging.compartment
+        """See Target: of the compartment; with another swarm in it than the file says, it is another one."""
+        if not self.staging.swarm:
+            return self.staging.compartment
+        found = self._swarm().cluster_id()
+        return self.staging.compartment if found == self.staging.swarm_id else f"{self.staging.compartment} with swarm {found}"
 
     def nodes(self) -> list[Node]:
         """See Target."""
@@ -111,8 +117,13 @@ class OciStaging:
         return found
 
     def _instance(self, name: str) -> Instance:
-        """The one instance of that name; while it is being replaced, the new one."""
-        found = sorted((i for i in self.compute.instances() if i.name == name), key=lambda i: i.state != "RUNNING")
+        """The one instance of that name; while it is being replaced, the new one. One without the tag is none of ours."""
+        ours = [i for i in self.compute.instances() if i.name == name and i.tags.get(TAG) == ALLOWED]
+        found = sorted(ours, key=lambda i: i.state != "RUNNING")
+        if len([i for i in found if i.state == "RUNNING"]) > 1:
+            raise OutsideError(
+                f"OCI has several instances {name} that run: {', '.join(i.id for i in found)}", hint="terminate all but one"
+            )
         if found:
             return found[0]
         raise OutsideError(f"OCI has no instance {name} in {self.staging.compartment}", hint="look at it in OCI's console")
@@ -155,14 +166,19 @@ class OciStaging:
         return self._swarm().tasks_on(node) if self.staging.swarm else []
 
     def database(self, node: str) -> HostDatabase | None:
-        """See Target: the node's first of `akidb_databases`."""
-        if node not in self.inventory.hosts:
-            return None
+        """See Target."""
+        if len(self.inventory.variables.get(node, {}).get(DATABASES, {})) > 1:
+            raise InputError(f"{node} has several databases, and a drill brings back one", hint="rehearse another node")
         for database in databases_of(self.inventory):
             if isinstance(database, HostDatabase) and database.connection.host.name == node:
                 host = found_at(database.connection.host, self._instance(node).address)
                 return replace(database, connection=replace(database.connection, host=host))
         return None
+
+    def has_database(self, node: str) -> bool:
+        """See Target."""
+        database = self.database(node)
+        return database is not None and database.exists()
 
     def terraform_state(self) -> Path | None:
         """See Target: staging's own state is not lost on purpose."""
@@ -216,7 +232,8 @@ class OciStaging:
         if self.staging.terraform:
             self._terraform(node)
             return
-        stopped = [i for i in self.compute.instances() if i.name == node and i.state != "RUNNING"]
+        known = [i for i in self.compute.instances() if i.name == node and i.tags.get(TAG) == ALLOWED]
+        stopped = [i for i in known if i.state == "STOPPED"]
         for old in stopped:
             self.compute.replace(old)
             self._findings.append(f"drift: {node} was launched by the SDK; Terraform's state does not know it: terraform import")

@@ -27,7 +27,7 @@ _STALE = timedelta(hours=4)
 def preflight(drill: Drill) -> str:
     """Every guard; in the lab also a backup of what is about to be lost."""
     facts, target, request = drill.facts, drill.target, drill.request
-    if drill.scenario.fault not in target.faults:
+    if drill.scenario.fault not in target.faults or (target.name != "lab" and drill.scenario.is_for_the_lab):
         known = ", ".join(sorted(target.faults))
         raise InputError(f"{drill.scenario.name} cannot be rehearsed on {target.name}", hint=f"it can do {known}; or --target lab")
     allowed = guards.read_allow_list(target.allow_list())
@@ -72,7 +72,8 @@ def _expect_backups(drill: Drill, name: str) -> None:
     guards.expect_backup(next(iter(verified or found), None), database.where, verified=bool(verified))
     if not _waived(drill, Guard.BACKUP_AGE):
         guards.expect_young(verified[0], datetime.now(UTC), drill.limits.rpo_s)
-    drill.depot.ask_for(verified[0])  # an archive needs up to an hour: ask before the clock runs
+    if not drill.request.dry_run:
+        drill.depot.ask_for(verified[0])  # an archive needs up to an hour: ask before the clock runs
     drill.facts.backups[name] = verified
 
 
@@ -108,9 +109,11 @@ def _expect_state(drill: Drill) -> str:
     if path is None:
         raise GuardError(Guard.BACKUP, "Terraform's state is not configured", hint="set AKIDB_TERRAFORM_STATE")
     state = parse_state(path.read_bytes(), str(path))
-    if drill.target.name == "lab":
+    if drill.target.name == "lab" and not drill.request.dry_run:
         drill.states.keep(state, drill.target.environment, new_lineage=True)
     kept = drill.states.newest(drill.target.environment)
+    if drill.request.dry_run and drill.target.name == "lab":
+        return f"state of serial {state.serial} would be copied, and lost"
     if kept is None or (kept.serial, kept.lineage) != (state.serial, state.lineage):
         raise GuardError(
             Guard.BACKUP,
@@ -145,7 +148,7 @@ def baseline(drill: Drill) -> str:
 
 def _watch(drill: Drill) -> None:
     """Begin to write canary rows and to probe, where a service can be reached."""
-    urls = {name: url for name in drill.victims if (url := drill.target.service_url(name))}
+    urls = {name: partial(drill.target.service_url, name) for name in drill.victims if drill.target.service_url(name)}
     if urls and drill.writer is None:
         drill.prober, drill.writer = Prober(urls), Writer(urls, drill.journal.folder / "acknowledged.jsonl")
         drill.prober.start()

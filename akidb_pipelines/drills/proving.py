@@ -112,6 +112,9 @@ def _judge_rows(drill: Drill, present: Mapping[str, set[int]]) -> None:
     since = {name: datetime.fromisoformat(u.snapshot_at) for name, u in facts.used.items()}
     missing = [r for r in lost if r.node not in since or r.at < since[r.node]]
     facts.rows_lost, facts.rows_missing = len(lost), len(missing)
+    before = [r for n in drill.victims for r in drill.writer.acknowledged(n) if n in since and r.at < since[n]]
+    if facts.used and not before:
+        drill.find("no row was acknowledged before the backup's snapshot: whether a backup lacks rows is not measured")
     found = f"{len(lost)} acknowledged rows lost, of which {len(missing)} were acknowledged before the backup's snapshot"
     facts.criteria.append(Criterion("data_loss", not missing, found))
 

@@ -112,9 +112,14 @@ def join(drill: Drill) -> str:
         if drill.scenario.fault is Fault.ISOLATE:
             drill.target.reconnect(name)
         else:
-            drill.target.join(name)
+            drill.until(f"{name} to join", partial(_joined, drill, name))  # a machine that has just started says no for a while
         drill.until(f"{name} to be a healthy manager", partial(_is_healthy, drill, name))
     return f"{', '.join(drill.victims)} joined"
+
+
+def _joined(drill: Drill, name: str) -> bool:
+    drill.target.join(name)
+    return True
 
 
 def _is_healthy(drill: Drill, name: str) -> bool:
@@ -136,7 +141,7 @@ def _restore_one(drill: Drill, name: str) -> str:
     for number, dump in enumerate(drill.facts.backups[name]):
         with scratch_folder(drill.depot.scratch) as folder:
             try:
-                drill.depot.wait_for(dump, drill.left_s())
+                drill.depot.wait_for(dump, drill.left_s(), check=drill.check)
                 brought = drill.depot.sound(dump, folder)
                 if drill.scenario.corrupts and number == 0:
                     _flip_bits(brought.path)

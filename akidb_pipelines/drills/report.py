@@ -143,8 +143,8 @@ class Report:
         return hashlib.sha256(self.to_json()).hexdigest()
 
     def criterion(self, name: str) -> Criterion | None:
-        """One criterion, if it was judged."""
-        return next((c for c in self.criteria if c.name == name), None)
+        """One criterion, if it was judged; of several nodes the one that is not met."""
+        return min((c for c in self.criteria if c.name == name), key=lambda c: c.ok, default=None)
 
     def catalogued(self) -> CataloguedDrill:
         """As the catalog keeps it."""

@@ -88,6 +88,11 @@ class Scenario:
     stale: bool = False
     """Whether only a backup older than the recovery point objective is there."""
 
+    @property
+    def is_for_the_lab(self) -> bool:
+        """Whether it waives a guard, or spoils something on purpose."""
+        return bool(self.waived) or self.corrupts or self.stale
+
 
 SCENARIOS = {
     s.name: s

@@ -10,7 +10,7 @@ import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +64,20 @@ class SwarmOverSsh:
                 told = error.message
         raise NoQuorumError(f"swarm: {told}", hint="docs/runbooks/node-lost-in-staging.md")
 
+    def cluster_id(self) -> str:
+        """Of the swarm.
+
+        Raises:
+            NoQuorumError: no manager can say.
+        """
+        told = "no node answers"
+        for name in self.names:
+            try:
+                return str(json.loads(self.docker(name, "info", "--format", "{{json .Swarm.Cluster.ID}}")))
+            except OutsideError as error:
+                told = error.message
+        raise NoQuorumError(f"swarm: {told}", hint="docs/runbooks/node-lost-in-staging.md")
+
     def evict(self, name: str) -> None:
         """Demote a lost member, and remove it; nothing happens if it is not there, or is ready."""
         manager = self._other(name)
@@ -80,6 +94,8 @@ class SwarmOverSsh:
         manager = self._other(name)
         token = self.docker(manager, "swarm", "join-token", "--quiet", "manager").strip()
         address = json.loads(self.docker(manager, "info", "--format", "{{json .Swarm.NodeAddr}}"))
+        with suppress(OutsideError):  # of one that was evicted while it was off, and believes that it is still in
+            self.docker(name, "swarm", "leave", "--force")
         self.docker(name, "swarm", "join", "--token", token, f"{address}:2377")
 
     def tasks_on(self, name: str) -> list[str]:

@@ -62,6 +62,8 @@ class Target(Protocol):
     """`lab` or `oci`."""
     faults: frozenset[Fault]
     """What can be done to its nodes."""
+    poll_s: float
+    """Between two looks at it."""
 
     @property
     def environment(self) -> str:
@@ -104,6 +106,14 @@ class Target(Protocol):
 
     def database(self, node: str) -> Database | None:
         """The node's database; None where it has none that can be dumped."""
+        ...
+
+    def has_database(self, node: str) -> bool:
+        """Whether the node has a database: one that cannot be asked is no answer.
+
+        Raises:
+            OutsideError: it cannot be asked.
+        """
         ...
 
     def terraform_state(self) -> Path | None:

@@ -52,6 +52,8 @@ class LocalStore:
     def _make(self) -> None:
         self.root.parent.mkdir(parents=True, exist_ok=True)
         self.root.mkdir(mode=self._mode, exist_ok=True)
+        if self._mode == 0o700 and self.root.stat().st_mode & 0o077:
+            self.root.chmod(self._mode)
 
     def create(self, key: str, source: Path | bytes | memoryview, *, sha256: str = "", moved: Moved = untold) -> None:
         """See ObjectStore."""

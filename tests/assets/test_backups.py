@@ -68,7 +68,7 @@ def test_a_day_is_backed_up_checked_and_cleared_away(configured, instance):
     assert done.success
     assert metadata(done, DUMPS)["dumps"] == f"staging-1-metadata/{today()}/r1"
     found = evaluations(done, DUMPS)
-    assert set(found) == set(CHECKS) and all(e.passed for e in found.values())
+    assert set(found) == {*CHECKS, "complete"} and all(e.passed for e in found.values())
     assert metadata(done, TERRAFORM)["staging: serial"] == 7
     assert metadata(done, DASHBOARDS)["changed"] == "A dashboards/build-success-bs1.json"
     for asset in (TERRAFORM, DASHBOARDS):
@@ -90,6 +90,16 @@ def test_while_a_check_fails_nothing_is_cleared_away(configured, instance, tmp_p
     assert set(failed) == {"foreign_keys"}
     assert "staging-1-metadata" in str(failed["foreign_keys"].metadata["broken"].value)
     assert [e for e in done.get_asset_materialization_events() if e.asset_key == RETENTION] == []
+
+
+def test_a_database_that_cannot_be_dumped_keeps_no_other_from_being_dumped(configured, instance, tmp_path):
+    told = json.loads((tmp_path / "inventory.yaml").read_text())
+    told["staging"]["hosts"]["staging-0"] = {"ansible_connection": "local", "akidb_databases": {"metadata": "/nowhere/metadata.db"}}
+    (tmp_path / "inventory.yaml").write_text(json.dumps(told))
+    done = run(configured, instance)
+    found = evaluations(done, DUMPS)
+    assert not found["complete"].passed and "/nowhere/metadata.db" in found["complete"].description
+    assert found["restorable"].passed and open_depot(configured).databases() == ["staging-1-metadata"]
 
 
 def test_what_is_not_configured_is_neither_there_nor_green(tmp_path, instance):

@@ -10,13 +10,14 @@ import pytest
 
 from akidb_pipelines.catalog.catalog import CataloguedDrill
 from akidb_pipelines.definitions import build_defs
+from akidb_pipelines.periods import Quarter
 from akidb_pipelines.resources import DrillTools
 from akidb_pipelines.settings import Settings
 from assets.drills import REPORT, recent_evaluations
 from schedules.schedules import daily_backups, dr_drill
 from schedules.sensors import drill_overdue, interrupted_drill
 
-QUARTER = "2026-10-01"
+QUARTER = Quarter.containing(datetime.now(UTC)).key
 
 
 @pytest.fixture
@@ -84,13 +85,19 @@ def test_oci_that_is_not_configured_says_what_to_set(swarm, instance):
     assert "staging on OCI is not configured" in str(failure.event_specific_data.error)
 
 
+def test_a_past_quarter_is_not_drilled_any_more(settings, instance):
+    job = build_defs(settings).resolve_job_def("dr_drill")
+    done = job.execute_in_process(instance=instance, partition_key="2026-01-01", raise_on_error=False)
+    assert not done.success and reports(done) == []
+
+
 # --- alarms
 
 
-def drilled(settings: Settings, target: str, verdict: str, days_ago: int) -> None:
+def drilled(settings: Settings, target: str, verdict: str, days_ago: int, scenario: str = "node_power_off") -> None:
     moment = (datetime.now(UTC) - timedelta(days=days_ago)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     row = CataloguedDrill(
-        f"d{days_ago}-{target}-{verdict}", "2026-Q3", "node_power_off", target, verdict, "me", False, 7200, 93600,
+        f"d{days_ago}-{target}-{verdict}", "2026-Q3", scenario, target, verdict, "me", False, 7200, 93600,
         12_000, 3_000, 12_000, 0, None, "0" * 64, moment, moment,
     )  # fmt: skip
     DrillTools(settings).open_desk().depot.catalog.record_drill(row)
@@ -101,6 +108,7 @@ def test_a_lab_drill_does_not_silence_the_alarm_of_oci(settings, tmp_path):
     drilled(settings, "lab", "passed", 3)
     drilled(settings, "oci", "passed", 101)
     drilled(settings, "oci", "failed", 2)
+    drilled(settings, "oci", "passed", 4, "partition")
     found = {e.check_name: e for e in recent_evaluations(DrillTools(settings), datetime.now(UTC))}
     assert found["lab_drill_recent"].passed
     assert not found["oci_drill_recent"].passed and found["oci_drill_recent"].severity is dg.AssetCheckSeverity.ERROR
@@ -132,6 +140,10 @@ def test_an_interrupted_drill_asks_for_its_recovery_once_a_try(settings, instanc
     journal = tools.cabinet().begin("lab", "node_power_off", datetime.now(UTC))
     journal.write("begin", target="lab", scenario="node_power_off", operator="me", dry_run=False)
     first = tick()
+    assert first.run_key == tick().run_key
+    journal.write("recovery_failed", left=[])
+    assert first.run_key != tick().run_key, "what could not be put right is tried again"
+    first = tick()
     assert first.job_name == "dr_drill_recovery" and first.run_key == tick().run_key
     with tools.cabinet().only_one():
         assert isinstance(tick(), dg.SkipReason), "while somebody drills or recovers"
@@ -146,7 +158,7 @@ def test_the_quarter_of_the_tick_is_drilled_and_oci_is_asked_for():
     moment = datetime(2026, 11, 15, 9, tzinfo=UTC)
     context = dg.build_schedule_context(scheduled_execution_time=moment)
     request = dr_drill("0 9 15 2,5,8,11 *")(context)
-    assert request.partition_key == QUARTER and "oci drill of 2026-Q4" in request.tags.values()
+    assert request.partition_key == "2026-10-01" and "oci drill of 2026-Q4" in request.tags.values()
     assert json.dumps(request.run_config) == "{}", "the default is the lab, for real"
 
 

@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ import zstandard
 from akidb_pipelines.backups.checks import check_age
 from akidb_pipelines.backups.depot import expect_sound, open_depot
 from akidb_pipelines.backups.dump import Dump, DumpKey, parse_record
-from akidb_pipelines.backups.retention import plan
+from akidb_pipelines.backups.retention import Kept, plan
 from akidb_pipelines.backups.sources import HostDatabase, LocalDatabase, databases_of, open_databases
 from akidb_pipelines.backups.sqlite import examine, put_in_place, snapshot
 from akidb_pipelines.errors import InputError, IntegrityError, OutsideError
@@ -207,19 +207,22 @@ def test_a_stale_wal_beside_the_target_does_not_destroy_what_is_restored(depot, 
     assert examine(target).sha256 == dump.record.sha256
 
 
-def test_a_database_that_somebody_has_open_is_not_replaced(depot, dump, live):
-    code = (
-        "import sqlite3\n"
-        f"db = sqlite3.connect({str(live)!r})\n"
-        "db.execute('SELECT 1 FROM documents').fetchone()\n"
-        "print('open', flush=True)\n"
-        "input()\n"
-    )
+@contextmanager
+def _somebody_uses(path: Path):
+    """Another process has it open: locks of one process do not exclude each other."""
+    opening = f"import sqlite3\ndb = sqlite3.connect({str(path)!r})\ndb.execute('SELECT 1 FROM documents').fetchone()\n"
+    code = f"{opening}print(1, flush=True)\ninput()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as user:
         user.stdout.readline()
-        with pytest.raises(OutsideError, match="is in use"):
-            depot.restore(dump, live, replace=True)
-        user.kill()
+        try:
+            yield
+        finally:
+            user.kill()
+
+
+def test_a_database_that_somebody_has_open_is_not_replaced(depot, dump, live):
+    with _somebody_uses(live), pytest.raises(OutsideError, match="is in use"):
+        depot.restore(dump, live, replace=True)
     depot.restore(dump, live, replace=True)
 
 
@@ -293,7 +296,7 @@ def _keys(days: int, per_day: int = 1, last: datetime = datetime(2026, 11, 26, t
 
 
 def test_thirty_days_and_twelve_months_stay_and_the_newest_seven_days_are_at_hand():
-    decided = {d.key: d.action for d in plan(_keys(500, per_day=2))}
+    decided = {d.key: d.action for d in plan(Kept(k) for k in _keys(500, per_day=2))}
     of = {action: [k for k, a in decided.items() if a == action] for action in ("keep", "archive", "remove")}
     assert sorted({k.day for k in of["keep"]}) == [f"2026-11-{d}" for d in range(20, 27)] and len(of["keep"]) == 14
     days = {k.day for k in (*of["keep"], *of["archive"])}
@@ -305,7 +308,42 @@ def test_thirty_days_and_twelve_months_stay_and_the_newest_seven_days_are_at_han
 
 def test_a_database_that_is_dumped_seldom_keeps_its_newest_seven_however_old():
     keys = [DumpKey(NAME, f"2025-{m:02}-01", 1) for m in range(1, 13)]
-    assert [d.action for d in plan(keys)] == ["archive"] * 5 + ["keep"] * 7
+    assert [d.action for d in plan(Kept(k) for k in keys)] == ["archive"] * 5 + ["keep"] * 7
+
+
+def test_a_good_dump_never_goes_for_a_bad_one():
+    """A later one of the same day that failed its checks, newer days that all failed, or another database of the same name."""
+    keys = _keys(60, per_day=2)
+    bad = {k for k in keys if k.revision == 2} | {k for k in keys if k.day > "2026-10-01"}
+    decided = {d.key: d.action for d in plan(Kept(k, verified=k not in bad) for k in keys)}
+    of_october_first = {k.revision: a for k, a in decided.items() if k.day == "2026-10-01"}
+    assert of_october_first == {1: "archive", 2: "remove"}, "the last good one of its month"
+    two = [Kept(DumpKey(NAME, "2026-11-26", 1), "swarm://a/1"), Kept(DumpKey(NAME, "2026-11-26", 2), "swarm://b/1")]
+    assert [d.action for d in plan(two)] == ["keep", "keep"]
+    old = [Kept(DumpKey(NAME, f"2024-01-{d:02}", 1), verified=d == 1) for d in range(1, 20)]
+    newer = [Kept(DumpKey(NAME, f"2026-{m:02}-{d:02}", 1), verified=False) for m in range(1, 13) for d in range(1, 28)]
+    kept = {d.key for d in plan([*old, *newer]) if d.action != "remove"}
+    assert old[0].key in kept, "the only good one"
+
+
+def test_one_damaged_record_hides_no_other_dump(depot, dump, live, tmp_path):
+    second = depot.take(LocalDatabase(NAME, live))
+    path = Path(depot.cold.root) / dump.key.record
+    path.chmod(0o644)
+    path.write_text("{")
+    assert [d.id for d in depot.dumps()] == [second.id]
+    third = depot.take(LocalDatabase(NAME, live))
+    assert third.key.revision == 3 and failed(depot, third) == {}
+    path.write_bytes(second.record.to_json().replace(second.key.day.encode(), b"2026-01-01"))
+    with pytest.raises(IntegrityError, match="is the record of another dump"):
+        depot.find(dump.id)
+
+
+def test_a_restored_file_has_the_mode_of_what_was_there_and_a_new_one_is_private(depot, dump, live, tmp_path):
+    live.chmod(0o640)
+    depot.restore(dump, live, replace=True)
+    assert live.stat().st_mode & 0o777 == 0o640
+    assert depot.restore(dump, tmp_path / "new.db").target.stat().st_mode & 0o777 == 0o600
 
 
 def test_prune_archives_and_removes_and_what_is_archived_comes_back_when_asked_for(request, tmp_path, monkeypatch, live, oci_stub):
@@ -314,12 +352,13 @@ def test_prune_archives_and_removes_and_what_is_archived_comes_back_when_asked_f
     depot = open_depot(place.settings(tmp_path / "home"))
     dump = depot.take(LocalDatabase(NAME, live))
     packed = depot.cold.read(dump.key.data)
-    for key in _keys(40, last=dump.record.taken_at)[1:]:
+    for key in _keys(12, last=dump.record.taken_at)[1:]:
         depot.cold.create(key.data, packed)
         depot.cold.create(key.record, replace(dump.record, day=key.day).to_json())
+    assert depot.prune(dry_run=True) and len(depot.dumps()) == 12
     decided = depot.prune()
     archived = [d.key.id for d in decided if d.action == "archive"]
-    assert len(archived) >= 23 and len(depot.dumps()) == 7 + len(archived), "what is neither at hand nor archived is gone"
+    assert len(archived) == 5 and len(depot.dumps()) == 12
     old = depot.find(archived[0])
     with pytest.raises(OutsideError, match="restore"):
         depot.restore(old, tmp_path / "x.db")
@@ -381,9 +420,15 @@ def test_a_database_on_a_host_is_dumped_and_put_back_over_ssh(over_ssh, depot, l
     brought = depot.restore(dump, tmp_path / "brought.db").target
     HostDatabase(NAME, over_ssh, str(target)).put(brought, dump.record.sha256)
     assert examine(target).sha256 == dump.record.sha256 and not target.with_name("other.db-wal").exists()
-    with pytest.raises(OutsideError, match="what arrived has digest"):
+    with pytest.raises(IntegrityError, match="what arrived has digest"):
         HostDatabase(NAME, over_ssh, str(target)).put(brought, "0" * 64)
     assert examine(target).sha256 == dump.record.sha256
+    with _somebody_uses(live), pytest.raises(OutsideError, match="it is in use"):
+        database.put(brought, dump.record.sha256)
+    fresh = HostDatabase(NAME, over_ssh, str(tmp_path / "empty" / "metadata.db"))
+    assert database.exists() and not fresh.exists()
+    fresh.put(brought, dump.record.sha256)
+    assert fresh.exists() and (tmp_path / "empty" / "metadata.db").stat().st_mode & 0o777 == 0o600
     assert not [p for p in tmp_path.iterdir() if ".akidb-" in p.name]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from akidb_pipelines.drills.scenarios import SCENARIOS
 from tests.cli.test_runners import told
 
 
@@ -20,11 +19,9 @@ def test_a_drill_is_run_listed_and_reported(drills):
     assert told(drills("report", done["drill_id"], "--json")) == done
     text = drills("report", done["drill_id"])
     assert text.code == 0 and f"# DR drill {done['drill_id']}: PASSED" in text.out
-    shown = drills("run", "--scenario", "lost_terraform_state")
-    assert shown.code == 0 and "no proof for staging" in shown.out and "verify: ok" in shown.err
 
 
-def test_a_drill_that_is_stopped_ends_with_1(drills, swarm):
+def test_a_drill_that_is_stopped_ends_with_1_and_tells_people_why(drills, swarm):
     stop = swarm.home / "drills" / "STOP"
     stop.parent.mkdir(exist_ok=True)
     stop.touch()
@@ -32,23 +29,17 @@ def test_a_drill_that_is_stopped_ends_with_1(drills, swarm):
         done = drills("run")
     finally:
         stop.unlink()
-    assert done.code == 1 and "kill switch" in done.out
+    assert done.code == 1 and "kill switch" in done.out and "no proof for staging" in done.out
 
 
 def test_what_nobody_knows_ends_with_2(drills, cli):
     unknown = drills("run", "--scenario", "meteor")
     assert unknown.code == 2 and "node_power_off" in unknown.err
-    assert drills("run", "--target", "moon").code == 2
     assert drills("report", "20200101T000000Z-lab-node_power_off").code == 2
     oci = drills("run", "--target", "oci")
     assert oci.code == 2 and "AKIDB_DRILL_ALLOW_LIST" in oci.err
 
 
-def test_scenarios_are_listed(drills):
-    assert [s["name"] for s in told(drills("scenarios", "--json"))["scenarios"]] == list(SCENARIOS)
-
-
 def test_the_lab_tells_its_nodes(cli, swarm):
     done = cli("lab", "status", "swarm", "--json", env={"AKIDB_HOME": str(swarm.home)})
     assert [n["ready"] for n in told(done)["nodes"]] == [True] * 3
-    assert told(cli("lab", "status", "swarm", "--json")) == {"running": False, "nodes": []}

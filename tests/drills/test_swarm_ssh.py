@@ -37,6 +37,7 @@ def inventory(swarm, jetson_lab, tmp_path) -> Inventory:
 @pytest.mark.slow
 def test_a_lost_manager_is_evicted_and_its_successor_joins(swarm, inventory):
     members = SwarmOverSsh(inventory, NODES, {})
+    assert members.cluster_id() == swarm.target.cluster_id()
     assert [(m.name, m.ready, m.reachable) for m in sorted(members.members(), key=lambda m: m.name)] == [
         (n, True, True) for n in NODES
     ]
@@ -52,14 +53,14 @@ def test_a_lost_manager_is_evicted_and_its_successor_joins(swarm, inventory):
     swarm.target.put_database(victim, seed_database(swarm.settings), digest_file(seed_database(swarm.settings)))
     with members.drained(victim):
         assert members.docker(victim, "ps", "--quiet").strip() == ""
-    assert waited(lambda: swarm.lab.running(), 60)
+    assert waited(swarm.lab.running, 60)
     assert waited(lambda: not members.tasks_on(victim), 30)
     swarm.expect_whole()
 
 
 def test_what_docker_refuses_is_told_and_nobody_left_is_no_quorum(inventory, swarm):
     members = SwarmOverSsh(inventory, NODES, {})
-    with pytest.raises(OutsideError, match="staging-lab-1: docker node rm: .*not found"):
+    with pytest.raises(OutsideError, match=r"staging-lab-1: docker node rm: .*not found"):
         members.docker("staging-lab-1", "node", "rm", "nobody")
     with pytest.raises(NoQuorumError, match="no node answers"):
         SwarmOverSsh(inventory, (), {}).members()

@@ -42,6 +42,7 @@ _STATE = "lab.json"
 _NETWORKS = ipaddress.ip_network("10.214.0.0/16")
 _SWARM_PORT = 2377
 _READY_SECONDS = 60
+_SOCKET_LIMIT = 107
 
 
 @dataclass(frozen=True)
@@ -209,16 +210,29 @@ class SwarmLab:
     # --- making
 
     def _begin(self, report: Report) -> _Made:
+        longest = self.folder / (
+            "engine/x/containerd/containerd.sock.ttrpc" if os.geteuid() == 0 else f"nodes/{NODES[0]}/docker.sock"
+        )
+        if len(str(longest)) > _SOCKET_LIMIT:
+            raise OutsideError(
+                f"the lab's sockets would have names such as {longest}: longer than {_SOCKET_LIMIT} characters",
+                hint="point AKIDB_HOME at a folder with a shorter path",
+            )
         own, url = False, self.docker_host or os.environ.get("DOCKER_HOST", "")
         if not url and os.geteuid() == 0:
             own, url = True, self._own_engine().url
         url = url or SYSTEM_ENGINE
+        if not url.startswith("unix://"):
+            raise OutsideError(
+                f"the lab cannot use the Docker engine {url}", hint="it must be on this machine: unix:///var/run/docker.sock"
+            )
         lab_id = hashlib.sha256(str(self.folder).encode()).hexdigest()[:6]
         made = _Made(lab_id, url, own, str(free_network(lab_id)), f"akidb-{lab_id}")
-        self._save(made)
         if own:
+            self._save(made)  # before there is anything to be taken down
             self._own_engine().start(report)
-        with self._client(made):  # says so at once if it does not answer
+        with self._client(made):  # says so at once if it does not answer; then there is nothing to remember
+            self._save(made)
             return made
 
     def _save(self, made: _Made) -> None:

@@ -12,6 +12,7 @@ from akidb_pipelines.backups.sources import Database
 from akidb_pipelines.backups.sqlite import CANARY_TABLE
 from akidb_pipelines.backups.terraform import NAME, State, parse_state, read_source
 from akidb_pipelines.cedar.sandbox import load_sandbox
+from akidb_pipelines.drills.journal import Cabinet
 from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.files import scratch_folder
 from akidb_pipelines.fixtures.build import build_fixture
@@ -41,8 +42,10 @@ def bring_up(settings: Settings, report: Report = lambda _: None) -> SwarmLab:
         OutsideError: there is no Docker engine, a program or room is missing.
     """
     lab = open_swarm(settings)
-    if not lab.running():
-        lab.up(lambda: seed_database(settings, report), report)
+    with Cabinet(settings.home / "drills").only_one():  # a drill that is under way has good reason to miss a node
+        if not lab.running():
+            lab.up(lambda: seed_database(settings, report), report)
+        (lab.folder / _TEMPORARY).unlink(missing_ok=True)  # somebody asked for it: it stays
     return lab
 
 
@@ -56,8 +59,19 @@ def open_lab_target(settings: Settings, report: Report = lambda _: None) -> LabT
     mark = lab.folder / _TEMPORARY
     if not lab.swarm_is_made():
         mark.parent.mkdir(parents=True, exist_ok=True)
-        lab.up(lambda: seed_database(settings, report), report, mark=mark)
+        try:
+            lab.up(lambda: seed_database(settings, report), report, mark=mark)
+        except BaseException:
+            lab.down()
+            raise
     return LabTarget(lab, temporary=mark.exists())
+
+
+def sweep_temporary(settings: Settings) -> None:
+    """Take down a lab that was made for one drill and outlived it."""
+    lab = open_swarm(settings)
+    if (lab.folder / _TEMPORARY).exists():
+        lab.down()
 
 
 def lab_databases(settings: Settings) -> list[Database]:

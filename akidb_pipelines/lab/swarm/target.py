@@ -19,7 +19,7 @@ from akidb_pipelines.errors import IntegrityError, OutsideError, PipelineError
 from akidb_pipelines.lab.swarm.lab import NODES, SwarmLab, label
 from akidb_pipelines.lab.swarm.node import telling, waited
 
-_ASK_S = 3.0
+_ASK_S = 2.0
 _SERVED_S = 60.0
 _EVICT_S = 15.0
 
@@ -72,6 +72,7 @@ class LabTarget:
     name = "lab"
     environment = "lab"
     faults = frozenset(Fault)
+    poll_s = 0.1
 
     def close(self) -> None:
         """See Target."""
@@ -136,6 +137,16 @@ class LabTarget:
     def database(self, node: str) -> Database:
         """See Target."""
         return LabDatabase(f"{node}-metadata", f"swarm://{self.lab.swarm_id()}/{node}", self.lab.service_url(node))
+
+    def has_database(self, node: str) -> bool:
+        """See Target."""
+        import httpx
+
+        try:
+            answer = httpx.get(f"{self.lab.service_url(node)}/health", timeout=_ASK_S)
+        except httpx.HTTPError as error:
+            raise OutsideError(f"{node}: its service does not answer: {error}", hint="akidb-pipelines lab status swarm") from error
+        return answer.status_code == 200
 
     def terraform_state(self) -> Path:
         """See Target."""
@@ -225,6 +236,8 @@ class LabTarget:
         """See Target."""
         import httpx
 
+        if waited(lambda: [self.has_database(node)], _SERVED_S) == [True]:
+            raise OutsideError(f"{node} serves a database already, and keeps it", hint="akidb-pipelines lab status swarm")
         with self.lab.node(node) as own:
             self.lab.put_database(own, database, sha256)
         end = time.monotonic() + _SERVED_S

@@ -8,7 +8,7 @@ from akidb_pipelines.drills.desk import Desk, OpenTarget, open_desk
 from akidb_pipelines.drills.oci_staging import open_staging
 from akidb_pipelines.drills.target import Target
 from akidb_pipelines.errors import InputError
-from akidb_pipelines.lab.swarm.open import open_lab_target
+from akidb_pipelines.lab.swarm.open import open_lab_target, sweep_temporary
 from akidb_pipelines.progress import Report
 from akidb_pipelines.settings import Settings
 
@@ -19,7 +19,7 @@ def open_drills(settings: Settings) -> Desk:
     Raises:
         InputError, OutsideError: see open_desk.
     """
-    return open_desk(settings, targets(settings))
+    return open_desk(settings, targets(settings), sweep=lambda: sweep_temporary(settings))
 
 
 def targets(settings: Settings) -> Mapping[str, OpenTarget]:
