@@ -210,17 +210,15 @@ class SwarmLab:
     # --- making
 
     def _begin(self, report: Report) -> _Made:
-        longest = self.folder / (
-            "engine/x/containerd/containerd.sock.ttrpc" if os.geteuid() == 0 else f"nodes/{NODES[0]}/docker.sock"
-        )
+        own, url = False, self.docker_host or os.environ.get("DOCKER_HOST", "")
+        if not url and os.geteuid() == 0:
+            own, url = True, self._own_engine().url
+        longest = self.folder / ("engine/x/containerd/containerd.sock.ttrpc" if own else f"nodes/{NODES[0]}/docker.sock")
         if len(str(longest)) > _SOCKET_LIMIT:
             raise OutsideError(
                 f"the lab's sockets would have names such as {longest}: longer than {_SOCKET_LIMIT} characters",
                 hint="point AKIDB_HOME at a folder with a shorter path",
             )
-        own, url = False, self.docker_host or os.environ.get("DOCKER_HOST", "")
-        if not url and os.geteuid() == 0:
-            own, url = True, self._own_engine().url
         url = url or SYSTEM_ENGINE
         if not url.startswith("unix://"):
             raise OutsideError(
