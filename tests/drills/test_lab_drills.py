@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -313,8 +314,15 @@ def test_ten_drills_in_a_row_are_green(swarm, desk):
 
 
 def test_without_an_engine_it_says_how_to_start_one(cli):
-    told = cli("drills", "run", env={"AKIDB_LAB_DOCKER_HOST": "unix:///nowhere/docker.sock"})
+    with tempfile.TemporaryDirectory(prefix="akidb-") as home:
+        told = cli("drills", "run", env={"AKIDB_HOME": home, "AKIDB_LAB_DOCKER_HOST": "unix:///nowhere/docker.sock"})
+        assert not list(Path(home).glob("lab/*")), "nothing to remember"
     assert told.code == 3 and "does not answer" in told.err and "systemctl start docker" in told.err
+
+
+def test_a_home_whose_path_is_too_long_for_a_socket_says_so(cli):
+    told = cli("lab", "up", "swarm", env={"AKIDB_LAB_DOCKER_HOST": "unix:///nowhere/docker.sock"})
+    assert told.code == 3 and "longer than 107 characters" in told.err and "AKIDB_HOME" in told.err
 
 
 def test_asking_a_lab_that_is_not_up_says_so(settings):
