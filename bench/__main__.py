@@ -7,7 +7,7 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 
-from bench import checks, fixtures, images, loading, registry, runners
+from bench import backups, checks, drills, fixtures, images, loading, registry, runners
 
 
 def main() -> None:
@@ -22,6 +22,8 @@ def main() -> None:
             "registry": lambda: registry.lines(work),
             "images": lambda: images.lines(work),
             "runners": lambda: runners.lines(work),
+            "backups": lambda: backups.lines(work),
+            "drills": lambda: drills.lines(work),
         }
         for line in chain.from_iterable(parts[name]() for name in sys.argv[1:] or parts):
             missed += line.met is False
