@@ -31,7 +31,7 @@ from akidb_pipelines.periods import Quarter
 from akidb_pipelines.progress import Report
 from akidb_pipelines.settings import Settings
 from akidb_pipelines.store.lease import hold
-from akidb_pipelines.store.objects import AlreadyExistsError, MissingObjectError
+from akidb_pipelines.store.objects import MissingObjectError
 
 _REPORT, _MARKDOWN, _PICTURE = "report.json", "report.md", "timeline.png"
 _ROOT = "drills/"
@@ -116,49 +116,42 @@ class Desk:
         journal.write(
             "begin", target=target.name, scenario=request.scenario.name, operator=request.operator, dry_run=request.dry_run
         )
-        with self._depot_for(request, journal) as depot:
-            drill = Drill(request, target, depot, self.states, self.cabinet, journal, STEPS, self.limits, watch, report)
-            interrupted: list[BaseException] = []
-            outcome = drill.run(interrupted)
-            done = _report(drill, outcome, started, journal.folder.name)
-            self._keep(journal, done)
+        # A dump that lies about its age must not get among the real ones.
+        depot = self._stale_depot(journal) if request.scenario.stale else self.depot
+        drill = Drill(request, target, depot, self.states, self.cabinet, journal, STEPS, self.limits, watch, report)
+        interrupted: list[BaseException] = []
+        outcome = drill.run(interrupted)
+        done = _report(drill, outcome, started, journal.folder.name)
+        _write(journal, done)
         if all(u.ok for u in outcome.undo):
             shutil.rmtree(_stale_home(journal), ignore_errors=True)
             journal.write("end", verdict=outcome.verdict)
-        if interrupted:
-            raise interrupted[0]
+        try:
+            self._keep(journal, done)
+        finally:
+            if interrupted:
+                raise interrupted[0]
         return done
-
-    @contextmanager
-    def _depot_for(self, request: Request, journal: Journal) -> Iterator[Depot]:
-        """Scenario stale_backup has a depot and a catalog of its own: a dump that lies about its age must not get among the real ones."""
-        if not request.scenario.stale:
-            yield self.depot
-            return
-        yield self._stale_depot(journal)
 
     def _stale_depot(self, journal: Journal) -> Depot:
         return open_depot(self.settings.model_copy(update={"home": _stale_home(journal), "store": "", "catalog": ""}))
 
     def _keep(self, journal: Journal, done: DrillReport) -> None:
-        """The report beside the journal, in the catalog, and in cold storage. What cannot be kept elsewhere stays here."""
-        picture = timeline(done)
-        kept = {_REPORT: done.to_json(), _MARKDOWN: markdown(done).encode(), _PICTURE: picture}
+        """Keep a report that is written in cold storage and in the catalog, too.
+
+        Raises:
+            OutsideError: one of them cannot be reached; `recover` tries again.
+        """
         try:
-            for name, data in kept.items():
-                write_whole(journal.folder / name, data)
-        except OSError as error:
-            raise OutsideError(
-                f"report of drill {done.drill_id}: {error}", hint="free some space; the journal has what happened"
-            ) from error
-        try:
-            for name, data in kept.items():
-                self.depot.cold.create(f"{_ROOT}{done.drill_id}/{name}", data)
+            for name in (_REPORT, _MARKDOWN, _PICTURE):
+                self.depot.cold.create(f"{_ROOT}{done.drill_id}/{name}", journal.folder / name)
             self.depot.catalog.record_drill(done.catalogued())
         except PipelineError as error:
-            journal.write("finding", text=f"the report could not be kept elsewhere: {error.message}")
-            if not isinstance(error, (OutsideError, AlreadyExistsError)):
-                raise
+            told = f"drill {done.drill_id} {done.verdict}; its report lies in {journal.folder}, and could not be kept elsewhere"
+            raise OutsideError(
+                f"{told}: {error.message}",
+                hint="when store and catalog are back: akidb-pipelines drills recover",
+            ) from error
 
     # --- afterwards
 
@@ -167,7 +160,7 @@ class Desk:
 
         Raises:
             BusyError: a drill is under way.
-            OutsideError: the target of one cannot be opened.
+            OutsideError: the target of one cannot be opened, or a report still cannot be kept in store and catalog.
         """
         done = []
         with self.cabinet.only_one():
@@ -176,13 +169,17 @@ class Desk:
                 if all(r.ok for r in records):
                     shutil.rmtree(_stale_home(journal), ignore_errors=True)
                     if not (journal.folder / _REPORT).exists():
-                        self._keep(journal, _interrupted(journal, records, self.limits))
+                        _write(journal, _interrupted(journal, records, self.limits))
                     journal.write("end", verdict="aborted", recovered=True)
                 else:
                     journal.write("recovery_failed", left=[f"{r.action} {r.node}" for r in records if not r.ok])
                 done.append((journal.folder.name, records))
             if not self.cabinet.unfinished():
                 self.sweep()
+            known = {d.drill_id for d in self.depot.catalog.drills()}
+            for journal in (self.cabinet.journal(i) for i in self.cabinet.ids() if i not in known):
+                if (journal.folder / _REPORT).exists():
+                    self._keep(journal, self.report(journal.folder.name))
         return done
 
     def _recover_one(self, journal: Journal, report: Report) -> list[UndoRecord]:
@@ -218,6 +215,22 @@ class Desk:
     def picture(self, drill_id: str) -> Path:
         """The picture of a drill's phases, on this machine."""
         return self.cabinet.folder / drill_id / _PICTURE
+
+
+def _write(journal: Journal, done: DrillReport) -> None:
+    """The report beside the journal.
+
+    Raises:
+        OutsideError: there is no room; the journal has what happened.
+    """
+    kept = {_REPORT: done.to_json(), _MARKDOWN: markdown(done).encode(), _PICTURE: timeline(done)}
+    try:
+        for name, data in kept.items():
+            write_whole(journal.folder / name, data)
+    except OSError as error:
+        raise OutsideError(
+            f"report of drill {done.drill_id}: {error}", hint="free some space; the journal has what happened"
+        ) from error
 
 
 def _interrupted(journal: Journal, undo: list[UndoRecord], limits: Limits) -> DrillReport:

@@ -111,6 +111,26 @@ def test_the_lab_is_whole_after_all_of_them(self_test, swarm):
     swarm.expect_whole()
 
 
+def test_a_report_that_cannot_be_kept_elsewhere_is_told_and_kept_later(desk, swarm):
+    place = Path(desk.depot.cold.root) / "drills"
+    aside = place.with_name("aside")
+    if place.exists():
+        place.rename(aside)
+    place.write_text("in the way")
+    known = set(desk.cabinet.ids())
+    try:
+        with pytest.raises(OutsideError, match=r"passed; its report lies in .*, and could not be kept elsewhere"):
+            desk.run("lab", request("lost_terraform_state"))
+    finally:
+        place.unlink()
+        if aside.exists():
+            aside.rename(place)
+    (new,) = set(desk.cabinet.ids()) - known
+    assert new not in [d.drill_id for d in desk.depot.catalog.drills()] and not desk.cabinet.unfinished()
+    desk.recover()
+    assert new in [d.drill_id for d in desk.depot.catalog.drills()] and (place / new / "report.json").exists()
+
+
 # --- guards, on the real thing
 
 
