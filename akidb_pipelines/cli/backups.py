@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +68,7 @@ def backups_run(
     depot = _depot(settings)
     with transfer_bars() as report:
         for name in (n for n in asked if n in databases):
-            attempt(name, lambda name=name: [_back_up(depot, databases[name], report)])  # type: ignore[misc]
+            attempt(name, partial(_back_up, depot, databases[name], report))
     if TERRAFORM in asked:
         attempt(TERRAFORM, lambda: _back_up_states(settings, new_lineage))
     if DASHBOARDS in asked:
@@ -82,11 +83,11 @@ def backups_run(
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
 
-def _back_up(depot: Depot, database: Database, report: Report) -> dict[str, Any]:
+def _back_up(depot: Depot, database: Database, report: Report) -> list[dict[str, Any]]:
     dump = depot.take(database, report)
     reports = list(depot.run_checks(dump, report=report))
     ok = not any(r.holds_back for r in reports)
-    return {"what": database.name, "ok": ok, **_dump_json(dump), "checks": _checks_json(reports)}
+    return [{"what": database.name, "ok": ok, **_dump_json(dump), "checks": _checks_json(reports)}]
 
 
 def _back_up_states(settings: Settings, new_lineage: bool) -> list[dict[str, Any]]:

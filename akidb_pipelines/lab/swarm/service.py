@@ -20,6 +20,7 @@ import os
 import sqlite3
 import sys
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -105,7 +106,8 @@ class Handler(BaseHTTPRequestHandler):
         """See the module."""
         self._answer(self._post)
 
-    def _answer(self, how) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def _answer(self, how: Callable[[], tuple[int, dict[str, object] | None]]) -> None:
+        told: dict[str, object] | None
         try:
             status, told = how()
         except RefusedError as error:
