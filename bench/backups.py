@@ -25,7 +25,7 @@ _ROUNDS = 3
 
 
 def lines(work: Path) -> Iterator[Line]:
-    folder = work / "backups"
+    folder = (work / "backups").absolute()
     folder.mkdir()
     database = _database(folder / "metadata.db")
     depot = open_depot(Settings(home=folder / "home"))

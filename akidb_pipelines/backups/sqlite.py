@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,6 +105,9 @@ def examine(database: Path) -> Examination:
         InputError: it is no database.
     """
     db = open_read_only(database)
+    # SQLite and the digest each keep a core busy.
+    beside = ThreadPoolExecutor(1)
+    digest = beside.submit(digest_file, database)
     try:
         try:
             told = [str(row[0]) for row in db.execute(f"PRAGMA integrity_check({_MOST_PROBLEMS})")]
@@ -113,8 +117,9 @@ def examine(database: Path) -> Examination:
             told, orphans, content = [str(error)], [], None
     finally:
         db.close()
+        beside.shutdown()
     problems = tuple(t for t in told if t != "ok")
-    return Examination(digest_file(database), problems, tuple(orphans), content)
+    return Examination(digest.result(), problems, tuple(orphans), content)
 
 
 def _first(rows: apsw.Cursor) -> list[tuple[apsw.SQLiteValue, ...]]:
