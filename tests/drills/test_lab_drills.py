@@ -114,6 +114,7 @@ def test_the_lab_is_whole_after_all_of_them(self_test, swarm):
 def test_a_report_that_cannot_be_kept_elsewhere_is_told_and_kept_later(desk, swarm):
     place = Path(desk.depot.cold.root) / "drills"
     aside = place.with_name("aside")
+    place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
         place.rename(aside)
     place.write_text("in the way")

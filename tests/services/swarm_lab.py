@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -78,7 +79,8 @@ def links() -> set[str]:
 def leftovers(home: Path) -> set[str]:
     """What a lab below a home could leave on this machine besides: processes with their name spaces, mounts, control groups, files."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    groups = [p for p in Path("/sys/fs/cgroup").rglob("*") if p.name.startswith("akidb-lab-") or p.name in NODES]
+    lab_id = hashlib.sha256(str(home / "lab" / "swarm").encode()).hexdigest()[:6]
+    groups = list(Path("/sys/fs/cgroup").rglob(f"akidb-lab-{lab_id}"))
     processes = {p.parent.name: _read(p) for p in Path("/proc").glob("[0-9]*/cmdline")}
     return {
         *(f"mount {path}" for path in mounts if path.startswith(f"{home}/")),
