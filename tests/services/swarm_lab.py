@@ -67,7 +67,7 @@ def running_swarm_lab() -> Iterator[SwarmForTests]:
         open_swarm(settings).down()
         left = leftovers(home) | (links() - bridges)
         shutil.rmtree(home, ignore_errors=True)
-    assert left == set(), "lab down leaves nothing"
+    assert left == set(), f"lab down leaves {sorted(left)}"
 
 
 def links() -> set[str]:
@@ -85,11 +85,7 @@ def leftovers(home: Path) -> set[str]:
     return {
         *(f"mount {path}" for path in mounts if path.startswith(f"{home}/")),
         *(f"group {path}" for path in groups),
-        *(
-            f"process {pid}: {command}"
-            for pid, command in processes.items()
-            if f"{home}/lab" in command or "staging-lab" in command
-        ),
+        *(f"process {pid}: {command}" for pid, command in processes.items() if f"{home}/lab" in command),
         *(f"file {path}" for path in (home / "lab").glob("*")),
     }
 
