@@ -213,8 +213,8 @@ def test_the_command_shows_the_lab_as_json_and_names_the_labs_that_there_are(run
 
     assert {host["name"]: host["mounted"] for host in told["hosts"]} == {"lab-bastion": False, "jetson-a": False, "jetson-b": True}
     assert told["hosts"][1]["drive"] == str(running.lab.drive("jetson-a"))
-    with pytest.raises(InputError, match="no lab 'swarm'"):
-        CliRunner().invoke(lab_app, ["up", "swarm"], catch_exceptions=False)
+    with pytest.raises(InputError, match="no lab 'mainframe'"):
+        CliRunner().invoke(lab_app, ["up", "mainframe"], catch_exceptions=False)
 
 
 def test_down_frees_drives_whose_folder_is_gone(tmp_path):
