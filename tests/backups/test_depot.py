@@ -29,7 +29,7 @@ from akidb_pipelines.machines.inventory import load_inventory
 from akidb_pipelines.machines.ssh import Connection
 from akidb_pipelines.store.publisher import open_publisher
 from tests.backups.conftest import NAME, failed, make_database, opened, write_canary
-from tests.services.places import content, place_of, use
+from tests.services.places import content, place_of, use, with_cold
 
 # --- taking and restoring
 
@@ -74,7 +74,7 @@ def test_dumps_of_a_day_are_revisions_and_a_name_means_the_newest(depot, live):
 
 @pytest.mark.parametrize("kind", ["s3", "oci"])
 def test_dumps_lie_in_the_cold_bucket_of_the_store(kind, request, tmp_path, monkeypatch, live):
-    place = place_of(kind, request, tmp_path)
+    place = with_cold(place_of(kind, request, tmp_path))
     use(place, monkeypatch)
     depot = open_depot(place.settings(tmp_path / "home"))
     dump = depot.take(LocalDatabase(NAME, live))
@@ -347,7 +347,7 @@ def test_a_restored_file_has_the_mode_of_what_was_there_and_a_new_one_is_private
 
 
 def test_prune_archives_and_removes_and_what_is_archived_comes_back_when_asked_for(request, tmp_path, monkeypatch, live, oci_stub):
-    place = place_of("oci", request, tmp_path)
+    place = with_cold(place_of("oci", request, tmp_path))
     use(place, monkeypatch)
     depot = open_depot(place.settings(tmp_path / "home"))
     dump = depot.take(LocalDatabase(NAME, live))

@@ -9,7 +9,7 @@ import pytest
 
 from akidb_pipelines.backups.terraform import StateShelf, open_states, parse_state, read_source
 from akidb_pipelines.errors import CheckError, InputError, IntegrityError
-from tests.services.places import BACK_ENDS, place_of, use
+from tests.services.places import BACK_ENDS, place_of, use, with_cold
 
 LINEAGE = "3f0e9c1a-6f1c-4c7e-9d43-0b6b5f2a1c11"
 
@@ -31,7 +31,7 @@ def state(serial: int, **more: object):
 
 @pytest.fixture(params=BACK_ENDS)
 def shelf(request, tmp_path, monkeypatch) -> StateShelf:
-    place = place_of(request.param, request, tmp_path)
+    place = with_cold(place_of(request.param, request, tmp_path))
     use(place, monkeypatch)
     return open_states(place.settings(tmp_path / "home"))
 
@@ -117,7 +117,7 @@ def test_the_state_is_read_from_where_the_settings_say(settings, tmp_path, monke
 def test_the_state_is_read_from_a_bucket(kind, request, tmp_path, monkeypatch):
     from akidb_pipelines.store.areas import area
 
-    place = place_of(kind, request, tmp_path)
+    place = with_cold(place_of(kind, request, tmp_path))
     use(place, monkeypatch)
     settings = place.settings(tmp_path / "home")
     area(settings, "artifacts").create("env/staging.tfstate", state_text(5))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from akidb_pipelines.settings import Settings
-from akidb_pipelines.store.areas import AREAS
+from akidb_pipelines.store.areas import ARTIFACTS, CHANNELS, COLD, TFSTATE
 from akidb_pipelines.store.manifest import ReleaseManifest, released_file
 from akidb_pipelines.store.publisher import Publisher
 from akidb_pipelines.store.pull import Pulled, Puller, Wanted
@@ -35,17 +35,17 @@ class Place:
 
 def seaweed_place(server: Seaweed) -> Place:
     name = f"t{secrets.token_hex(4)}"
-    server.make_buckets(*(f"{name}-{a}" for a in AREAS))
+    server.make_buckets(*(f"{name}-{a}" for a in (ARTIFACTS, CHANNELS)))
     return Place(f"s3://{name}", server.environment(), server)
 
 
 def rules_place(stub: S3RulesStub) -> Place:
-    stub.make_buckets(*(f"test-{a}" for a in AREAS))
+    stub.make_buckets(*(f"test-{a}" for a in (ARTIFACTS, CHANNELS)))
     return Place("s3://test", stub.environment(), stub)
 
 
 def oci_place(stub: OciStub, folder: Path) -> Place:
-    stub.make_buckets(*(f"test-{a}" for a in AREAS))
+    stub.make_buckets(*(f"test-{a}" for a in (ARTIFACTS, CHANNELS)))
     environment = {"OCI_CONFIG_FILE": str(stub.config_file(folder)), "AKIDB_OCI_ENDPOINT": stub.endpoint}
     return Place("oci://axns/test", environment, stub)
 
@@ -58,6 +58,14 @@ def place_of(kind: str, request: pytest.FixtureRequest, folder: Path) -> Place:
     if kind == "s3 by OCI's rules":
         return rules_place(request.getfixturevalue("s3_rules"))
     return oci_place(request.getfixturevalue("oci_stub"), folder)
+
+
+def with_cold(place: Place) -> Place:
+    """With the buckets that backups go to, too."""
+    if place.server:
+        base = place.url.rpartition("/")[2]
+        place.server.make_buckets(f"{base}-{COLD}", f"{base}-{TFSTATE}")
+    return place
 
 
 BACK_ENDS = ("local", "s3", "s3 by OCI's rules", "oci")
