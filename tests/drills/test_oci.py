@@ -234,7 +234,7 @@ def test_when_no_domain_has_room_the_node_gets_its_power_back(desk, oci, backed_
     assert [i.state for i in oci.named("staging-2")] == ["RUNNING"] and changes(oci)[-1] == "POST START"
 
 
-def test_a_launch_whose_answer_was_lost_makes_no_second_instance(compute, oci):
+def test_a_launch_that_was_given_up_waiting_for_makes_no_second_instance(compute, oci):
     old = next(i for i in compute.instances() if i.name == "staging-2")
     compute.stop(old)
     oci.launched_stuck = True
