@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.store.lease import BusyError
 
 JOURNAL, STOP = "journal.jsonl", "STOP"
-_ID = re.compile(r"\d{8}T\d{6}Z-[a-z]+-[a-z_]+")
+_ID = re.compile(r"\d{8}T\d{6}Z-[a-z]+-[a-z_]+(-[0-9a-f]{4})?")
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class Cabinet:
         return self.folder / STOP
 
     def begin(self, target: str, scenario: str, now: datetime) -> Journal:
-        """A journal for a new drill."""
-        return Journal(self.folder / f"{now:%Y%m%dT%H%M%SZ}-{target}-{scenario}")
+        """A journal for a new drill, under a name that no drill of the same second has, here or on another machine."""
+        return Journal(self.folder / f"{now:%Y%m%dT%H%M%SZ}-{target}-{scenario}-{secrets.token_hex(2)}")
 
     def ids(self) -> list[str]:
         """Every drill, oldest first."""

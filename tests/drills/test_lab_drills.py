@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from akidb_pipelines.backups.terraform import parse_state
 from akidb_pipelines.drills.desk import Desk
 from akidb_pipelines.drills.drill import Limits, Request
-from akidb_pipelines.drills.journal import Journal
+from akidb_pipelines.drills.journal import Cabinet, Journal
 from akidb_pipelines.drills.report import PhaseRecord, markdown
 from akidb_pipelines.drills.scenarios import DEADLINES, SCENARIOS, Phase, scenario_named
 from akidb_pipelines.errors import OutsideError
@@ -182,6 +183,12 @@ def test_a_journal_whose_line_was_cut_short_can_still_be_ended(tmp_path):
     assert not journal.is_finished
     journal.write("end")
     assert journal.is_finished and [line["event"] for line in journal.lines()] == ["begin", "end"]
+
+
+def test_drills_that_begin_in_the_same_second_have_reports_of_their_own(tmp_path):
+    now = datetime.now(UTC)
+    names = {Cabinet(tmp_path / here).begin("lab", "node_power_off", now).folder.name for here in ("one", "two", "three")}
+    assert len(names) == 3
 
 
 def test_two_drills_at_once_are_refused(desk):
