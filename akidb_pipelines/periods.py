@@ -122,6 +122,21 @@ class Month:
         """The Dagster partition key: the first day, `2026-11-01`."""
         return self.first.isoformat()
 
+    @property
+    def last(self) -> date:
+        """The last day."""
+        return self.shift(1).first - timedelta(days=1)
+
+    @property
+    def days(self) -> int:
+        """How many days it has."""
+        return self.last.day
+
+    def shift(self, months: int) -> Month:
+        """The month so many months later (earlier, if negative)."""
+        count = self.first.year * 12 + self.first.month - 1 + months
+        return Month(date(count // 12, count % 12 + 1, 1))
+
     def __str__(self) -> str:
         return f"{self.first:%Y-%m}"
 

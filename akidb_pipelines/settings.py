@@ -74,6 +74,18 @@ class Settings(BaseSettings):
     dr_drill_cron: str = Field(
         default="0 9 15 2,5,8,11 *", description="When a drill is run on the lab, and asked for on OCI (UTC)."
     )
+    cost_source: str = Field(
+        default="",
+        description="Where billing files come from: a folder, s3://bucket/prefix or oci://bling/TENANCY/FOCUS Reports; empty: the lab's.",
+    )
+    cost_plan: Path | None = Field(default=None, description="Plan book; default: the shipped one of week 0.")
+    cost_price_book: Path | None = Field(default=None, description="Price book of what no cloud bills; default: the shipped one.")
+    cost_allocation: Path | None = Field(default=None, description="Rules that say whose a cost is; default: the shipped ones.")
+    cost_close_days: int = Field(default=7, ge=0, description="A month is closed after so many days of the next.")
+    oci_usage_endpoint: str = Field(default="", description="Address of OCI's Usage API; default: the region's.")
+    oci_limits_endpoint: str = Field(default="", description="Address of OCI's Limits API; default: the region's.")
+    cost_intake_cron: str = Field(default="0 6 * * *", description="When billing files are taken in (UTC).")
+    cost_review_cron: str = Field(default="0 8 * * 1", description="When the review is written, every other time (UTC).")
     registry_gc_cron: str = Field(default="0 5 * * 3", description="When the registry's garbage is collected (UTC).")
     runbook_base: str = Field(
         default="https://github.com/aifocal/akidb_pipelines/blob/main/docs",

@@ -23,7 +23,7 @@ LAYERS = [
     {"akidb_pipelines.resources", "akidb_pipelines.instance", "akidb_pipelines.doctor", "akidb_pipelines.hooks"},
     {"akidb_pipelines.lab"},
     {"akidb_pipelines.drills"},
-    {"akidb_pipelines.fixtures", "akidb_pipelines.images", "akidb_pipelines.backups"},
+    {"akidb_pipelines.fixtures", "akidb_pipelines.images", "akidb_pipelines.backups", "akidb_pipelines.costs"},
     {"akidb_pipelines.quality"},
     {"akidb_pipelines.cedar", "akidb_pipelines.store", "akidb_pipelines.catalog", "akidb_pipelines.machines"},
     {"akidb_pipelines.settings", "akidb_pipelines.files", "akidb_pipelines.periods", "akidb_pipelines.progress"},

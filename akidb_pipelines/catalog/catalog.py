@@ -224,11 +224,12 @@ class Catalog:
         self._engine.dispose()
 
     @contextmanager
-    def _session(self) -> Iterator[Session]:
+    def session(self) -> Iterator[Session]:
+        """A transaction; what the database refuses becomes an OutsideError."""
         with self._telling(), Session(self._engine) as session, session.begin():
             yield session
 
-    def _put(self, session: Session, model: type[Base], values: dict[str, Any], *, keep: bool = False) -> None:
+    def put(self, session: Session, model: type[Base], values: dict[str, Any], *, keep: bool = False) -> None:
         """Insert a row, or replace (`keep`: leave) the one of its key; two processes may do so at once."""
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
         statement = insert(model).values(**values)
@@ -243,12 +244,12 @@ class Catalog:
 
     def record_check(self, build_sha256: str, outcome: CheckOutcome) -> None:
         """Keep what a check said; a later run of the same check on the same build replaces it."""
-        with self._session() as session:
-            self._put(session, CheckRow, {"build_sha256": build_sha256, "checked_at": _now(), **vars(outcome)})
+        with self.session() as session:
+            self.put(session, CheckRow, {"build_sha256": build_sha256, "checked_at": _now(), **vars(outcome)})
 
     def checks_of(self, build_sha256: str) -> list[CheckOutcome]:
         """The outcomes for a build, by name."""
-        with self._session() as session:
+        with self.session() as session:
             rows = session.scalars(select(CheckRow).where(CheckRow.build_sha256 == build_sha256).order_by(CheckRow.check))
             return [CheckOutcome(r.check, r.passed, r.blocking, r.rules, r.summary, r.seconds) for r in rows]
 
@@ -263,13 +264,13 @@ class Catalog:
     def record_release(self, release: CataloguedRelease) -> None:
         """Keep that a release exists; its first publication time stays."""
         values = {**vars(release), "profiles": json.dumps(release.profiles), "published_at": _now()}
-        with self._session() as session:
-            self._put(session, FixtureReleaseRow, {"release_id": f"{release.week}/r{release.revision}", **values}, keep=True)
+        with self.session() as session:
+            self.put(session, FixtureReleaseRow, {"release_id": f"{release.week}/r{release.revision}", **values}, keep=True)
 
     def releases(self) -> list[CataloguedRelease]:
         """Every release, newest week first."""
         order = (FixtureReleaseRow.week.desc(), FixtureReleaseRow.revision.desc())
-        with self._session() as session:
+        with self.session() as session:
             return [
                 CataloguedRelease(
                     r.week,
@@ -287,13 +288,13 @@ class Catalog:
 
     def record_images(self, name: str, images: Sequence[CataloguedImage]) -> None:
         """Keep what images there are of a name, in the place of what was known before."""
-        with self._session() as session:
+        with self.session() as session:
             session.execute(delete(JetsonImageRow).where(JetsonImageRow.name == name))
             session.add_all(JetsonImageRow(**vars(image)) for image in images)
 
     def record_runner_images(self, runner: str, images: Sequence[CataloguedRunnerImage]) -> None:
         """Keep what snapshots there are of a runner, in the place of what was known before."""
-        with self._session() as session:
+        with self.session() as session:
             session.execute(delete(RunnerImageRow).where(RunnerImageRow.runner == runner))
             session.add_all(RunnerImageRow(**{**vars(image), "tools": json.dumps(image.tools)}) for image in images)
 
@@ -302,20 +303,20 @@ class Catalog:
     def record_backups(self, database: str, backups: Sequence[CataloguedBackup]) -> None:
         """Keep what dumps there are of a database, in the place of what was known before; two processes may do so at once."""
         ids = [b.backup_id for b in backups]
-        with self._session() as session:
+        with self.session() as session:
             session.execute(delete(BackupRow).where(BackupRow.database == database, BackupRow.backup_id.not_in(ids)))
             for backup in backups:
-                self._put(session, BackupRow, vars(backup))
+                self.put(session, BackupRow, vars(backup))
 
     def record_drill(self, drill: CataloguedDrill) -> None:
         """Keep what came of a drill."""
-        with self._session() as session:
-            self._put(session, DrillReportRow, vars(drill))
+        with self.session() as session:
+            self.put(session, DrillReportRow, vars(drill))
 
     def drills(self) -> list[CataloguedDrill]:
         """Every drill, oldest first."""
         names = [f.name for f in fields(CataloguedDrill)]
-        with self._session() as session:
+        with self.session() as session:
             rows = session.scalars(select(DrillReportRow).order_by(DrillReportRow.started_at))
             return [CataloguedDrill(**{n: getattr(r, n) for n in names}) for r in rows]
 
@@ -339,7 +340,7 @@ class Catalog:
     def record_findings(self, week: str, findings: Sequence[CataloguedFinding]) -> list[CataloguedFinding]:
         """Keep findings; returns those never seen before."""
         new = []
-        with self._session() as session:
+        with self.session() as session:
             for finding in findings:
                 row = session.get(FindingRow, finding.key)
                 if row is None:
@@ -349,12 +350,12 @@ class Catalog:
                     "last_week": max(row.last_week, week) if row else week,
                 }
                 values = {**vars(finding), "affected_policies": ", ".join(finding.affected_policies), **weeks}
-                self._put(session, FindingRow, values)
+                self.put(session, FindingRow, values)
         return new
 
     def findings(self) -> list[CataloguedFinding]:
         """Every finding, by subject."""
-        with self._session() as session:
+        with self.session() as session:
             return [
                 CataloguedFinding(
                     r.key,

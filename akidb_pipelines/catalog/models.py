@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from sqlalchemy import BigInteger, Boolean, Float, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from akidb_pipelines.catalog.money import Money
 
 
 class Base(DeclarativeBase):
@@ -119,6 +123,73 @@ class DrillReportRow(Base):
     report_sha256: Mapped[str] = mapped_column(String(64))
     started_at: Mapped[str] = mapped_column(String(24))
     finished_at: Mapped[str] = mapped_column(String(24))
+
+
+class CostFileRow(Base):
+    """One billing file that arrived, and what became of it. Rows are never removed: this is the ledger."""
+
+    __tablename__ = "cost_files"
+
+    source: Mapped[str] = mapped_column(String(256), primary_key=True)
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    etag: Mapped[str] = mapped_column(String(80), primary_key=True)
+    sample: Mapped[bool] = mapped_column(Boolean)
+    """Made up by the lab; never added to what is real."""
+    state: Mapped[str] = mapped_column(String(12))
+    arrived: Mapped[str] = mapped_column(String(10))
+    """Day."""
+    imported_at: Mapped[str] = mapped_column(String(24))
+    sha256: Mapped[str] = mapped_column(String(64))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    lines_sha256: Mapped[str] = mapped_column(String(64))
+    lines_bytes: Mapped[int] = mapped_column(BigInteger)
+    line_count: Mapped[int] = mapped_column(BigInteger)
+    billed: Mapped[Decimal] = mapped_column(Money)
+    effective: Mapped[Decimal] = mapped_column(Money)
+    months: Mapped[str] = mapped_column(Text)
+    """JSON array."""
+    billed_for_effective: Mapped[str] = mapped_column(Text)
+    """JSON array of providers."""
+    notes: Mapped[str] = mapped_column(Text)
+    """JSON array: why it was refused, or what is odd about it."""
+
+
+class CostMonthRow(Base):
+    """One version of a billing month. Version 1 is replaced while the month is open; later ones hold differences, and stay."""
+
+    __tablename__ = "cost_months"
+
+    month: Mapped[str] = mapped_column(String(7), primary_key=True)
+    sample: Mapped[bool] = mapped_column(Boolean, primary_key=True)
+    version: Mapped[int] = mapped_column(Integer, primary_key=True)
+    closed: Mapped[bool] = mapped_column(Boolean)
+    files_sha256: Mapped[str] = mapped_column(String(64))
+    """Digest of the digests of every file that went in."""
+    line_count: Mapped[int] = mapped_column(BigInteger)
+    rolled_at: Mapped[str] = mapped_column(String(24))
+
+
+class CostRollupRow(Base):
+    """One cell of a version of a month; the row behind AkiDB::Ops::CostRollup. A cell of a month is the sum of its versions."""
+
+    __tablename__ = "cost_rollups"
+
+    rollup_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    month: Mapped[str] = mapped_column(String(7), index=True)
+    sample: Mapped[bool] = mapped_column(Boolean)
+    version: Mapped[int] = mapped_column(Integer)
+    provider: Mapped[str] = mapped_column(String(128))
+    service: Mapped[str] = mapped_column(String(256))
+    sku: Mapped[str] = mapped_column(String(256))
+    team: Mapped[str] = mapped_column(String(64))
+    tenant: Mapped[str] = mapped_column(String(64))
+    environment: Mapped[str] = mapped_column(String(64))
+    currency: Mapped[str] = mapped_column(String(3))
+    unit: Mapped[str] = mapped_column(String(64))
+    line_count: Mapped[int] = mapped_column(BigInteger)
+    billed: Mapped[Decimal] = mapped_column(Money)
+    effective: Mapped[Decimal] = mapped_column(Money)
+    quantity: Mapped[Decimal] = mapped_column(Money)
 
 
 class CheckRow(Base):

@@ -18,6 +18,7 @@ from rich.table import Table
 from akidb_pipelines.cli.backups import backups_app
 from akidb_pipelines.cli.cedar import cedar_app
 from akidb_pipelines.cli.common import AsJson, WeekOption, err, out, print_json, week_of, wide
+from akidb_pipelines.cli.costs import costs_app
 from akidb_pipelines.cli.drills import drills_app
 from akidb_pipelines.cli.fixtures import fixtures_app
 from akidb_pipelines.cli.images import images_app
@@ -40,6 +41,7 @@ app.add_typer(images_app, name="images")
 app.add_typer(runners_app, name="runners")
 app.add_typer(backups_app, name="backups")
 app.add_typer(drills_app, name="drills")
+app.add_typer(costs_app, name="costs")
 app.add_typer(lab_app, name="lab")
 app.add_typer(registry_app, name="registry")
 app.add_typer(store_app, name="store")

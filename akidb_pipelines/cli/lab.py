@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from akidb_pipelines.cli.common import AsJson, err, out, print_json, wide
+from akidb_pipelines.cli.common import AsJson, err, out, print_json, transfer_bars, wide
 from akidb_pipelines.errors import InputError
 from akidb_pipelines.settings import Settings
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from akidb_pipelines.lab.runner import RunnerLab
     from akidb_pipelines.lab.swarm.lab import SwarmLab
 
-KNOWN = ("jetson", "runner", "swarm")
+KNOWN = ("jetson", "runner", "swarm", "billing")
 
 lab_app = typer.Typer(
     no_args_is_help=True,
-    help="Stand-ins on this machine: Jetsons with drives and sshd, a Docker engine for CI runners, a Swarm to lose nodes of.",
+    help="Stand-ins on this machine: Jetsons with drives and sshd, a Docker engine for CI runners, a Swarm to lose nodes of, a bill.",
 )
 What = Annotated[str, typer.Argument(help=f"Which lab: {', '.join(KNOWN)}.")]
 
@@ -41,6 +41,9 @@ def lab_up(what: What = "jetson", as_json: AsJson = False) -> None:
         return
     if what == "swarm":
         _swarm_up(as_json)
+        return
+    if what == "billing":
+        _billing_up(as_json)
         return
     lab = _lab(what)
     with err.status("lab") as status:
@@ -60,6 +63,8 @@ def lab_down(what: What = "jetson") -> None:
     elif what == "swarm":
         with err.status("lab") as status:
             _swarm_lab().down(lambda told: status.update(told.stage))
+    elif what == "billing":
+        _billing_down()
     else:
         _lab(what).down()
 
@@ -71,6 +76,8 @@ def lab_status(what: What = "jetson", as_json: AsJson = False) -> None:
         _show_runner(_runner_lab(), as_json)
     elif what == "swarm":
         _show_swarm(_swarm_lab(), as_json)
+    elif what == "billing":
+        _show_billing(as_json)
     else:
         _show(_lab(what).status(), as_json)
 
@@ -97,6 +104,38 @@ def _show_runner(lab: RunnerLab, as_json: bool) -> None:
         print_json({"engine": lab.url, "running": lab.running()})
     else:
         out.print(f"Docker engine {lab.url}: {'running' if lab.running() else 'not running'}", soft_wrap=True, highlight=False)
+
+
+def _billing_up(as_json: bool) -> None:
+    from datetime import UTC, datetime, timedelta
+
+    from akidb_pipelines.lab.billing import bill_folder, refresh
+
+    with transfer_bars() as report:
+        refresh(bill_folder(Settings.load()), datetime.now(UTC).date() - timedelta(days=1), report=report)
+    _show_billing(as_json)
+    if not as_json:
+        out.print("Try:", "  akidb-pipelines costs review", sep="\n", soft_wrap=True, highlight=False)
+
+
+def _billing_down() -> None:
+    """The files; what was taken in stays in the ledger, marked as made up."""
+    import shutil
+
+    from akidb_pipelines.lab.billing import bill_folder
+
+    shutil.rmtree(bill_folder(Settings.load()), ignore_errors=True)
+
+
+def _show_billing(as_json: bool) -> None:
+    from akidb_pipelines.lab.billing import bill_folder
+
+    folder = bill_folder(Settings.load())
+    files = sorted(folder.rglob("*.csv.gz"))
+    if as_json:
+        print_json({"folder": str(folder), "files": len(files), "size_bytes": sum(f.stat().st_size for f in files)})
+    else:
+        out.print(f"{len(files)} billing files in {folder}", soft_wrap=True, highlight=False)
 
 
 def _swarm_lab() -> SwarmLab:

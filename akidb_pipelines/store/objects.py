@@ -54,6 +54,10 @@ class ObjectInfo:
     """As it was stored with the object; empty where the back end does not keep it, and in listings."""
     availability: Availability = Availability.READY
     """In listings always `ready`: only `stat` asks."""
+    etag: str = ""
+    """The server's own mark of this content, only ever compared with itself; in listings of S3 and OCI."""
+    md5: str = ""
+    """In base64, in listings of OCI."""
 
 
 @dataclass(frozen=True)

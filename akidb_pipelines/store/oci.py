@@ -25,7 +25,7 @@ _BLOCK_BYTES = 1 << 20
 _REFUSED = frozenset({"IfNoneMatchFailed", "IfMatchFailed", "NoSuchUpload", "ConcurrentObjectUpdate", "NotUnique"})
 _MISSING = frozenset({"ObjectNotFound"})
 _NO_BUCKET = frozenset({"BucketNotFound", "NotAuthorizedOrNotFound", "NamespaceNotFound"})
-_FIELDS = "name,size,timeModified"
+_FIELDS = "name,size,timeModified,etag,md5"
 
 _HINTS = {
     "NotAuthorized": "these credentials may not do this: ask for a policy `allow group ... to manage object-family in compartment ...`",
@@ -132,7 +132,8 @@ class OciBucket:
             with self._telling(f"listing {prefix}"):
                 page = self._client.list_objects(*self._where, prefix=prefix, fields=_FIELDS, **further).data
             for found in page.objects:
-                yield ObjectInfo(found.name, found.size, found.time_modified.astimezone(UTC))
+                modified = found.time_modified.astimezone(UTC)
+                yield ObjectInfo(found.name, found.size, modified, etag=found.etag or "", md5=found.md5 or "")
             start = page.next_start_with
             if not start:
                 return

@@ -157,7 +157,7 @@ class S3Bucket:
         with self._telling(f"listing {prefix}"):
             for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
                 for found in page.get("Contents", []):
-                    yield ObjectInfo(found["Key"], found["Size"], found["LastModified"].astimezone(UTC))
+                    yield ObjectInfo(found["Key"], found["Size"], found["LastModified"].astimezone(UTC), etag=found["ETag"])
 
     def delete(self, keys: Sequence[str]) -> None:
         """See Bucket."""

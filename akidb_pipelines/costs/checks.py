@@ -1,0 +1,203 @@
+"""The checks of a billing month: what fails it, and what is only told. docs/costs.md has the table of conditions that they follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from time import perf_counter
+
+from akidb_pipelines.catalog.costs import CataloguedCostFile, FileState
+from akidb_pipelines.costs.ledger import Ledger, RolledMonth
+from akidb_pipelines.costs.money import CENT, cents, total
+from akidb_pipelines.costs.oci_usage import UsageTotal
+from akidb_pipelines.costs.price_book import PROVIDER
+from akidb_pipelines.files import scratch_folder
+from akidb_pipelines.periods import Month
+from akidb_pipelines.quality.catalogue import ENGINES, run_catalogue_checks
+from akidb_pipelines.quality.result import CheckReport, RuleResult, Sample, Status
+
+_ENTITY = "CostRollup"
+_LATE = timedelta(hours=48)
+"""OCI's files come up to a day late: a missing day is news for two days, then a fault."""
+
+
+def run_month_checks(
+    ledger: Ledger, month: Month, names: Sequence[str], *, today: date | None = None, unknown: Sequence[str] | None = None
+) -> Iterator[CheckReport]:
+    """Check a month as the catalog has it.
+
+    Args:
+        ledger: has it.
+        month: which.
+        names: of the checks that are wanted, see checklist.ROLLUP_CHECKS.
+        today: the day as of which days may be missing.
+        unknown: names that nobody knows, as the rollup found them; None: it is asked.
+    """
+    today = today or datetime.now(UTC).date()
+    rolled = ledger.month(month)
+    found: dict[str, Callable[[], CheckReport]] = {
+        "exact": lambda: check_exact(ledger, rolled),
+        "known_owners": lambda: check_owners(ledger.roll_up(month, today).unknown if unknown is None else unknown),
+        "invoice": lambda: check_invoice(ledger, rolled),
+        "days_complete": lambda: check_days(ledger.days_present(month), month, today),
+        "oddities": lambda: check_oddities(ledger.counted(month)),
+        "untagged": lambda: check_untagged(ledger, rolled),
+        "plan_lines": lambda: check_plan_lines(ledger, rolled),
+    }
+    for name in names:
+        if name in found:
+            started = perf_counter()
+            report = found[name]()
+            yield CheckReport(report.check, report.results, perf_counter() - started, report.facts, report.advisory)
+    if engines := tuple(n for n in ENGINES if n in names):
+        with scratch_folder(ledger.scratch) as folder:
+            yield from run_catalogue_checks(ledger.catalog, ledger.sandbox, _ENTITY, engines, folder)
+
+
+def check_exact(ledger: Ledger, rolled: RolledMonth) -> CheckReport:
+    """Lines, rollup and allocation come to the same, to the last of 18 places."""
+    lines = {c: (n, b, e) for c, (n, b, e) in ledger.line_totals(rolled.month).items()}
+    shares = ledger.shares(rolled.month)
+    results = []
+    for currency in sorted({*lines, *rolled.totals}):
+        rows, billed, effective = lines.get(currency, (0, Decimal(0), Decimal(0)))
+        cells = [c for c in rolled.cells if c.currency == currency]
+        mine = rolled.totals.get(currency, (Decimal(0), Decimal(0)))
+        split = (
+            total([s.billed for s in shares if s.currency == currency]),
+            total([s.effective for s in shares if s.currency == currency]),
+        )
+        count = sum(c.lines for c in cells)
+        results += [
+            _rule(f"{currency}: every line is in the rollup", count == rows, f"{rows} lines, {count} in the rollup"),
+            _rule(
+                f"{currency}: rollup = lines",
+                mine == (billed, effective),
+                f"lines {billed} and {effective}, rollup {mine[0]} and {mine[1]}",
+            ),
+            _rule(
+                f"{currency}: allocation = rollup",
+                split == mine,
+                f"rollup {mine[0]} and {mine[1]}, allocation {split[0]} and {split[1]}",
+            ),
+        ]
+    return CheckReport("exact", tuple(results), 0.0, {"lines": rolled.line_count})
+
+
+def check_owners(unknown: Sequence[str]) -> CheckReport:
+    """Every team, tenant and compartment that is named is known."""
+    results = [_rule(f"{name} is known", False, f"{name} is not known: its cost is unallocated", name) for name in unknown]
+    return CheckReport("known_owners", tuple(results) or (_rule("every owner is known", True),), 0.0)
+
+
+def check_invoice(ledger: Ledger, rolled: RolledMonth) -> CheckReport:
+    """Each provider's rollup is its invoice, to the cent, where the price book has one."""
+    results = []
+    for invoice in ledger.book.invoices:
+        if invoice.month == str(rolled.month):
+            billed = total([c.billed for c in rolled.cells if c.provider == invoice.provider])
+            told = f"{invoice.provider} invoices {invoice.amount}, its lines come to {cents(billed)}"
+            results.append(_rule(f"{invoice.provider}: rollup = invoice", abs(billed - invoice.amount) <= CENT, told))
+    return CheckReport("invoice", tuple(results), 0.0, {"invoices": len(results)})
+
+
+def check_days(present: dict[str, list[date]], month: Month, today: date) -> CheckReport:
+    """No day is missing between a provider's first and last: news for two days, then a fault."""
+    results, late = [], False
+    for provider, days in present.items():
+        inside = [d for d in days if month.first <= d <= month.last]
+        if not inside:
+            continue
+        span = [inside[0] + timedelta(days=n) for n in range((inside[-1] - inside[0]).days + 1)]
+        missing = [d for d in span if d not in set(inside)]
+        late = late or any(today - d > _LATE for d in missing)
+        told = f"no lines for {', '.join(str(d) for d in missing[:5])}" + (
+            f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        )
+        results.append(_rule(f"{provider}: no day is missing", not missing, told, *(str(d) for d in missing)))
+    return CheckReport("days_complete", tuple(results), 0.0, advisory=not late)
+
+
+def check_oddities(files: Sequence[CataloguedCostFile]) -> CheckReport:
+    """What is odd about the files that count; accepted, and told."""
+    results = [
+        RuleResult(
+            "nothing odd",
+            "CostFile",
+            status=Status.FAIL,
+            count=len(f.notes),
+            samples=tuple(Sample(f.name, n) for n in f.notes),
+            message=f"{f.name}: {n}",
+        )
+        for f in files
+        for n in f.notes[:1]
+    ]
+    return CheckReport("oddities", tuple(results) or (_rule("nothing odd", True),), 0.0, {"files": len(files)}, advisory=True)
+
+
+def check_untagged(ledger: Ledger, rolled: RolledMonth) -> CheckReport:
+    """No more than the rules allow has neither tag nor compartment."""
+    results = []
+    for currency, (billed, _) in rolled.totals.items():
+        bare = total([c.billed for c in rolled.cells if c.team == "untagged" and c.currency == currency])
+        percent = bare * 100 / billed if billed else Decimal(0)
+        most = ledger.tagging.rules.untagged_percent
+        results.append(
+            _rule(f"{currency}: at most {most} % untagged", percent <= most, f"{percent:.1f} % ({cents(bare)}) has no owner's tag")
+        )
+    return CheckReport("untagged", tuple(results), 0.0, advisory=True)
+
+
+def check_plan_lines(ledger: Ledger, rolled: RolledMonth) -> CheckReport:
+    """Every service is in the plan."""
+    lacking: dict[str, Decimal] = {}
+    for cell in rolled.cells:
+        if ledger.plan.line_of(cell.service, cell.sku) is None:
+            lacking[cell.service] = lacking.get(cell.service, Decimal(0)) + cell.billed
+    results = [
+        _rule(f"{service} is planned", False, f"{service} cost {cents(cost)} and is in no line of the plan", service)
+        for service, cost in lacking.items()
+    ]
+    return CheckReport("plan_lines", tuple(results) or (_rule("every service is planned", True),), 0.0, advisory=True)
+
+
+def check_usage_api(rolled: RolledMonth, said: Sequence[UsageTotal]) -> CheckReport:
+    """OCI's Usage API says about the same: it computes in floats, and is only compared with."""
+    results = []
+    for item in said:
+        billed = total(
+            [c.billed for c in rolled.cells if c.service == item.service and c.currency == item.currency and c.provider != PROVIDER]
+        )
+        told = f"{item.service}: the Usage API says {cents(item.amount)}, the lines {cents(billed)}"
+        results.append(_rule(f"{item.service} agrees", abs(billed - item.amount) <= max(CENT, abs(item.amount) / 1000), told))
+    return CheckReport("usage_api", tuple(results), 0.0, advisory=True)
+
+
+def check_quarantine(files: Sequence[CataloguedCostFile]) -> CheckReport:
+    """No file is refused, unless another under its name counts."""
+    good = {(f.source, f.name): f.imported_at for f in files if f.state in {FileState.TAKEN, FileState.DUPLICATE}}
+    bad = [f for f in files if f.state is FileState.QUARANTINED and good.get((f.source, f.name), "") < f.imported_at]
+    results = [
+        RuleResult(
+            "can be read",
+            "CostFile",
+            status=Status.FAIL,
+            count=1,
+            samples=tuple(Sample(f.name, n) for n in f.notes[:10]),
+            message=f"{f.name}: {f.notes[0] if f.notes else ''}",
+        )
+        for f in bad
+    ]
+    return CheckReport("quarantine", tuple(results) or (_rule("every file can be read", True),), 0.0, {"files": len(files)})
+
+
+def _rule(rule: str, ok: bool, told: str = "", *samples: str) -> RuleResult:
+    return RuleResult(
+        rule,
+        _ENTITY,
+        status=Status.PASS if ok else Status.FAIL,
+        count=0 if ok else max(1, len(samples)),
+        samples=() if ok else tuple(Sample(s, told) for s in samples[:20]),
+        message="" if ok else told,
+    )
