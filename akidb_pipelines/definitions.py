@@ -10,9 +10,9 @@ from dagster_docker import PipesDockerClient
 from akidb_pipelines.images.runners.fleet import fleet_of
 from akidb_pipelines.machines.inventory import open_inventory
 from akidb_pipelines.progress import Report
-from akidb_pipelines.resources import BackupTools, DrillTools, FixtureTools, ImageTools, RegistryTools, RunnerTools
+from akidb_pipelines.resources import BackupTools, CostTools, DrillTools, FixtureTools, ImageTools, RegistryTools, RunnerTools
 from akidb_pipelines.settings import Settings
-from assets import backups, drills, fixtures, jetson, reflash, registry, runners
+from assets import backups, costs, drills, fixtures, jetson, reflash, registry, runners
 from schedules import jobs, schedules, sensors
 
 
@@ -48,6 +48,12 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             backups.dashboard_export,
             backups.dump_retention,
             drills.dr_drill_report,
+            costs.cost_intake,
+            costs.cost_rollup,
+            costs.cost_allocation,
+            costs.cost_forecast,
+            costs.quota_burndown,
+            costs.cost_review,
         ],
         asset_checks=[
             fixtures.fixture_checks,
@@ -57,6 +63,7 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             *of_runners.checks,
             backups.backup_checks,
             drills.drills_recent,
+            costs.cost_checks,
         ],
         jobs=[
             jobs.fixtures_job,
@@ -68,6 +75,9 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             jobs.runner_capacity_job,
             jobs.backups_job,
             jobs.dr_drill_job,
+            jobs.cost_intake_job,
+            jobs.cost_rollup_job,
+            jobs.cost_review_job,
             drills.recovery_job,
         ],
         schedules=[
@@ -78,6 +88,8 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             schedules.runner_capacity(settings.runner_capacity_cron),
             schedules.daily_backups(settings.daily_backups_cron),
             schedules.dr_drill(settings.dr_drill_cron),
+            schedules.cost_intake(settings.cost_intake_cron),
+            schedules.cost_review(settings.cost_review_cron),
         ],
         sensors=[
             sensors.fixture_drift,
@@ -85,6 +97,7 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             sensors.drill_overdue,
             sensors.failed_drill,
             sensors.interrupted_drill,
+            sensors.cost_restatement,
         ],
         resources={
             "fixture_tools": FixtureTools(settings, progress),
@@ -93,6 +106,7 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             "runner_tools": RunnerTools(settings),
             "backup_tools": BackupTools(settings),
             "drill_tools": DrillTools(settings),
+            "cost_tools": CostTools(settings),
             "pipes_docker": PipesDockerClient(),
         },
         # Every check is a step, and a process a step would cost 3 s each.

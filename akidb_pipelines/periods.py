@@ -189,6 +189,15 @@ class Quarter:
         return self.iso
 
 
+REVIEW_ANCHOR = date(2025, 11, 10)
+"""The Monday of the first review of costs."""
+
+
+def is_review_day(day: date) -> bool:
+    """Whether a bi-weekly review is due in the week of a day. Counted from an anchor: ISO week numbers are no measure, 2026 has 53."""
+    return (day - REVIEW_ANCHOR).days // 7 % 2 == 0
+
+
 FIRST_QUARTER = Quarter(date(2025, 10, 1))
 """The first quarter there is a drill for: that of the plan's week 0."""
 

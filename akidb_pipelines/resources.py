@@ -7,7 +7,7 @@ because a code server lives for weeks and the sandbox is exactly what changes me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from akidb_pipelines.progress import Report
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from akidb_pipelines.backups.depot import Depot
     from akidb_pipelines.backups.sources import Database
     from akidb_pipelines.backups.terraform import State, StateShelf
+    from akidb_pipelines.costs.ledger import Imported, Ledger
+    from akidb_pipelines.costs.oci_usage import OciUsage
+    from akidb_pipelines.costs.review import Review
     from akidb_pipelines.drills.desk import Desk
     from akidb_pipelines.drills.journal import Cabinet
     from akidb_pipelines.fixtures.weekly import Workshop
@@ -228,6 +231,47 @@ class BackupTools:
         depot = self.open_depot()
         with scratch_folder(depot.scratch) as folder:
             yield from run_catalogue_checks(depot.catalog, depot.sandbox, "Backup", ENGINES, folder)
+
+
+class CostTools:
+    """What the cost assets need.
+
+    Args:
+        settings: read once by the composition root.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def open_ledger(self) -> Ledger:
+        """Billing files, rollups, plan and rules, as they are now."""
+        from akidb_pipelines.costs.ledger import open_ledger
+
+        return open_ledger(self.settings)
+
+    def take_in(self, ledger: Ledger, report: Report) -> Iterator[Imported]:
+        """Take in what is new at the source that is configured, or in the lab's bill; and the price book's lines up to yesterday."""
+        from akidb_pipelines.lab.billing import billing_source
+        from akidb_pipelines.periods import Month
+
+        today = datetime.now(UTC).date()
+        if self.settings.cost_source or ledger.sample:
+            yield from ledger.take_in(billing_source(self.settings, today, report), report)
+        if priced := ledger.price(Month.containing(today - timedelta(days=1))):
+            yield priced
+
+    def review(self, month: Month | None = None) -> Review:
+        """The review as of yesterday."""
+        from akidb_pipelines.costs.review import draw_up
+
+        return draw_up(self.open_ledger(), datetime.now(UTC).date(), month)
+
+    def usage(self) -> OciUsage | None:
+        """OCI's own figures to compare with, where billing files come from OCI."""
+        from akidb_pipelines.costs.oci_usage import OciUsage
+
+        scheme, _, rest = self.settings.cost_source.partition("://")
+        return OciUsage(self.settings, rest.split("/")[1]) if scheme == "oci" else None
 
 
 class DrillTools:

@@ -14,6 +14,12 @@ WEEKS = dg.WeeklyPartitionsDefinition(start_date=FIRST_WEEK.key, day_offset=1, e
 # What is taken today is filed under today, from its first moment.
 DAYS = dg.DailyPartitionsDefinition(start_date=FIRST_DAY.isoformat(), end_offset=1)
 
+# What arrived on a day is complete when the day is over.
+ARRIVAL_DAYS = dg.DailyPartitionsDefinition(start_date=FIRST_DAY.isoformat())
+
+# The running billing month exists from its first moment.
+MONTHS = dg.MonthlyPartitionsDefinition(start_date=FIRST_MONTH.key, end_offset=1)
+
 # Without end_offset=1 the running quarter would not exist on the day of its drill.
 QUARTERS = dg.TimeWindowPartitionsDefinition(
     start=FIRST_QUARTER.key, fmt="%Y-%m-%d", cron_schedule="0 0 1 1,4,7,10 *", timezone="UTC", end_offset=1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets import backups, drills, fixtures, jetson, registry, runners
+from assets import backups, costs, drills, fixtures, jetson, registry, runners
 
 fixtures_job = dg.define_asset_job(
     "fixtures",
@@ -55,6 +55,27 @@ backups_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(backups.DUMPS, backups.TERRAFORM, backups.DASHBOARDS, backups.RETENTION),
     description="Dump every database of staging and restore each dump as a proof; keep Terraform's state and the dashboards; clear away.",
     tags={"pipeline": "backups"},
+)
+
+cost_intake_job = dg.define_asset_job(
+    "cost_intake",
+    selection=dg.AssetSelection.assets(costs.FILES, costs.LINES),
+    description="Take in every billing file that the ledger does not know.",
+    tags={"pipeline": "costs"},
+)
+
+cost_rollup_job = dg.define_asset_job(
+    "cost_rollup",
+    selection=dg.AssetSelection.assets(costs.ROLLUP, costs.ALLOCATION, costs.FORECAST, costs.QUOTAS),
+    description="Add one billing month up, check it, say who pays, forecast its end, hold it against quotas.",
+    tags={"pipeline": "costs"},
+)
+
+cost_review_job = dg.define_asset_job(
+    "cost_review",
+    selection=dg.AssetSelection.assets(costs.REVIEW),
+    description="Write the bi-weekly review of what was added up last.",
+    tags={"pipeline": "costs"},
 )
 
 dr_drill_job = dg.define_asset_job(

@@ -1,16 +1,18 @@
 """Schedules. All in UTC; every one is created stopped except `weekly_fixtures`. Crons come from the settings."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from akidb_pipelines.periods import Month, Quarter, Week
+from akidb_pipelines.periods import Month, Quarter, Week, is_review_day
 from assets.drills import asked_for_oci
 from assets.partitions import DEVICE, MONTH, RUNNER, WEEK
 from schedules.jobs import (
     backups_job,
+    cost_intake_job,
+    cost_review_job,
     dr_drill_job,
     fixtures_job,
     jetson_images_job,
@@ -108,6 +110,42 @@ def daily_backups(cron: str) -> dg.ScheduleDefinition:
     def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
         key = context.scheduled_execution_time.date().isoformat()
         return dg.RunRequest(run_key=key, partition_key=key)
+
+    return schedule
+
+
+def cost_intake(cron: str) -> dg.ScheduleDefinition:
+    """Every morning what arrived the day before, filed under that day."""
+
+    @dg.schedule(
+        name="cost_intake",
+        job=cost_intake_job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        description="By default 06:00 UTC: take in the billing files of yesterday, and whatever else is new.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        key = (context.scheduled_execution_time.date() - timedelta(days=1)).isoformat()
+        return dg.RunRequest(run_key=key, partition_key=key)
+
+    return schedule
+
+
+def cost_review(cron: str) -> dg.ScheduleDefinition:
+    """Every second week, counted from an anchor: week numbers of years with 53 weeks would skip or repeat one."""
+
+    @dg.schedule(
+        name="cost_review",
+        job=cost_review_job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        description="By default every other Monday 08:00 UTC: the review of costs.",
+    )
+    def schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        day = context.scheduled_execution_time.date()
+        if not is_review_day(day):
+            return dg.SkipReason(f"the next review is due on {day + timedelta(days=7)}")
+        return dg.RunRequest(run_key=day.isoformat())
 
     return schedule
 

@@ -7,10 +7,12 @@ The expiry sensor watches the registry's signatures between runs and turns their
 
 Drills have three: whether one is overdue, for the lab and for OCI apart; whether one that failed was left half undone; and whether one was
 killed so that not even its failure was noticed.
+
+The restatement sensor asks for the months whose billing files are not those that were added up.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -19,12 +21,12 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from akidb_pipelines.cedar.sandbox import PRODUCT
 from akidb_pipelines.errors import PipelineError
-from akidb_pipelines.periods import Week
-from akidb_pipelines.resources import DrillTools, FixtureTools, RegistryTools
+from akidb_pipelines.periods import FIRST_MONTH, Month, Week
+from akidb_pipelines.resources import CostTools, DrillTools, FixtureTools, RegistryTools
 from assets.drills import REPORT, recent_evaluations, recovery_job
 from assets.fixtures import SANDBOX
 from assets.registry import EXPIRY_CHECK, REGISTRY, expiry_result
-from schedules.jobs import dr_drill_job, fixtures_job
+from schedules.jobs import cost_rollup_job, dr_drill_job, fixtures_job
 
 if TYPE_CHECKING:
     from akidb_pipelines.catalog.catalog import CataloguedRelease
@@ -174,3 +176,33 @@ def interrupted_drill(
 ) -> dg.RunRequest | dg.SkipReason:
     """See the module."""
     return _recovery(drill_tools)
+
+
+def restatements(stale: Mapping[Month, str]) -> list[dg.RunRequest]:
+    """One run a month. The digest of its files is in the run key: the next late file must run again."""
+    return [
+        dg.RunRequest(run_key=f"{month}:{digest[:16]}", partition_key=month.key, tags={"cause": "new billing files"})
+        for month, digest in sorted(stale.items())
+        if month >= FIRST_MONTH
+    ]
+
+
+@dg.sensor(
+    name="cost_restatement",
+    job=cost_rollup_job,
+    minimum_interval_seconds=300,
+    description="Adds up billing months whose files are not those that were added up: new and late ones, corrections, other rules.",
+)
+def cost_restatement(
+    context: dg.SensorEvaluationContext, cost_tools: dg.ResourceParam[CostTools]
+) -> list[dg.RunRequest] | dg.SkipReason:
+    """See the module."""
+    try:
+        stale = cost_tools.open_ledger().stale()
+    except PipelineError as error:
+        raise dg.Failure(str(error)) from error
+    wanted = restatements(stale)
+    if not wanted:
+        return dg.SkipReason("every month is added up as its files are now")
+    context.log.info(f"added up anew: {', '.join(str(m) for m in sorted(stale))}")
+    return wanted

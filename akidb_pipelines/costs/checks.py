@@ -11,13 +11,16 @@ from akidb_pipelines.catalog.costs import CataloguedCostFile, FileState
 from akidb_pipelines.costs.ledger import Ledger, RolledMonth
 from akidb_pipelines.costs.money import CENT, cents, total
 from akidb_pipelines.costs.oci_usage import UsageTotal
+from akidb_pipelines.costs.oddities import EXTRA_COLUMNS
 from akidb_pipelines.costs.price_book import PROVIDER
+from akidb_pipelines.costs.review import Review
 from akidb_pipelines.files import scratch_folder
 from akidb_pipelines.periods import Month
 from akidb_pipelines.quality.catalogue import ENGINES, run_catalogue_checks
 from akidb_pipelines.quality.result import CheckReport, RuleResult, Sample, Status
 
 _ENTITY = "CostRollup"
+_FULL, _SOON_DAYS = 0.8, 30
 _LATE = timedelta(hours=48)
 """OCI's files come up to a day late: a missing day is news for two days, then a fault."""
 
@@ -99,7 +102,7 @@ def check_invoice(ledger: Ledger, rolled: RolledMonth) -> CheckReport:
             billed = total([c.billed for c in rolled.cells if c.provider == invoice.provider])
             told = f"{invoice.provider} invoices {invoice.amount}, its lines come to {cents(billed)}"
             results.append(_rule(f"{invoice.provider}: rollup = invoice", abs(billed - invoice.amount) <= CENT, told))
-    return CheckReport("invoice", tuple(results), 0.0, {"invoices": len(results)})
+    return CheckReport("invoice", tuple(results) or (_rule("no invoice is entered", True),), 0.0, {"invoices": len(results)})
 
 
 def check_days(present: dict[str, list[date]], month: Month, today: date) -> CheckReport:
@@ -121,19 +124,22 @@ def check_days(present: dict[str, list[date]], month: Month, today: date) -> Che
 
 def check_oddities(files: Sequence[CataloguedCostFile]) -> CheckReport:
     """What is odd about the files that count; accepted, and told."""
+    rows: dict[str, int] = {}
+    where: dict[str, list[str]] = {}
+    for file in files:
+        for note in file.notes:
+            number, _, what = note.partition(" ") if note[:1].isdigit() else ("1", "", note)
+            rows[what] = rows.get(what, 0) + int(number.replace(",", ""))
+            where.setdefault(what, []).append(file.name)
     results = [
-        RuleResult(
-            "nothing odd",
-            "CostFile",
-            status=Status.FAIL,
-            count=len(f.notes),
-            samples=tuple(Sample(f.name, n) for n in f.notes),
-            message=f"{f.name}: {n}",
-        )
-        for f in files
-        for n in f.notes[:1]
+        RuleResult("oddity", "CostFile", status=Status.FAIL, count=n, samples=_samples(where[what]), message=f"{n:,} {what}")
+        for what, n in rows.items()
     ]
     return CheckReport("oddities", tuple(results) or (_rule("nothing odd", True),), 0.0, {"files": len(files)}, advisory=True)
+
+
+def _samples(names: Sequence[str]) -> tuple[Sample, ...]:
+    return tuple(Sample(name, "") for name in names[:5])
 
 
 def check_untagged(ledger: Ledger, rolled: RolledMonth) -> CheckReport:
@@ -190,6 +196,44 @@ def check_quarantine(files: Sequence[CataloguedCostFile]) -> CheckReport:
         for f in bad
     ]
     return CheckReport("quarantine", tuple(results) or (_rule("every file can be read", True),), 0.0, {"files": len(files)})
+
+
+def check_header_drift(files: Sequence[CataloguedCostFile]) -> CheckReport:
+    """No file has columns that nobody knows."""
+    found = [(f.name, n) for f in files for n in f.notes if n.startswith(EXTRA_COLUMNS)]
+    results = [
+        RuleResult("columns are known", "CostFile", status=Status.FAIL, count=1, message=f"{name}: {note}") for name, note in found
+    ]
+    return CheckReport(
+        "header_drift", tuple(results) or (_rule("every column is known", True),), 0.0, {"files": len(files)}, advisory=True
+    )
+
+
+def check_overruns(review: Review) -> CheckReport:
+    """No line of the plan will end above it; the total alone says nothing: labour hides whatever a cloud does."""
+    results = [
+        _rule(
+            f"{s.title} stays within its plan",
+            not s.overrun,
+            f"{s.title}: {s.forecast.expected:,.2f} expected, {cents(s.budget)} planned",
+            s.owner,
+        )
+        for s in review.lines
+    ]
+    return CheckReport("line_overrun", tuple(results), 0.0, {"expected": round(review.expected, 2)}, advisory=True)
+
+
+def check_quotas(review: Review) -> CheckReport:
+    """No quota is four fifths used, or exhausted within a month."""
+    results = []
+    for b in review.burns:
+        soon = b.days_left is not None and b.days_left <= _SOON_DAYS
+        told = f"{b.quota.title}: {b.used:,.1f} of {b.limit:,.0f} {b.quota.unit}" + (
+            f", exhausted on {b.exhausted_on}" if soon else ""
+        )
+        results.append(_rule(f"{b.quota.title} has room", b.fraction < _FULL and not soon, told))
+    exhausted = any(b.fraction >= 1 for b in review.burns)
+    return CheckReport("quota_headroom", tuple(results), 0.0, advisory=not exhausted)
 
 
 def _rule(rule: str, ok: bool, told: str = "", *samples: str) -> RuleResult:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from akidb_pipelines.costs import engine
 from akidb_pipelines.costs.focus import FILLED, KEPT, NUMBERS, TIMES, Header, read_header
 from akidb_pipelines.costs.money import PLACES
-from akidb_pipelines.costs.oddities import Oddity, refusals, scan
+from akidb_pipelines.costs.oddities import EXTRA_COLUMNS, Oddity, refusals, scan
 from akidb_pipelines.errors import CheckError, InputError, OutsideError
 from akidb_pipelines.files import BLOCK_BYTES
 
@@ -277,4 +277,4 @@ def _added(amounts: Iterator[Decimal]) -> Decimal:
 def _drift(header: Header) -> tuple[Oddity, ...]:
     if not header.extra:
         return ()
-    return (Oddity("extra columns", len(header.extra), f"columns that FOCUS does not have: {', '.join(header.extra)}"),)
+    return (Oddity("extra columns", len(header.extra), f"{EXTRA_COLUMNS}: {', '.join(header.extra)}"),)

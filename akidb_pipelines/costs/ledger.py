@@ -264,14 +264,11 @@ class Ledger:
         taken = self.tables.files(sample=self.sample, states=(FileState.TAKEN,))
         return [Month.parse(m) for m in sorted({m for f in taken for m in f.months})]
 
-    def stale(self) -> list[Month]:
-        """Months whose rollup is not of the files that count now."""
-        newest = {v.month: v for v in self.tables.versions(sample=self.sample)}
-        return [
-            m
-            for m in self.months()
-            if str(m) not in newest or newest[str(m)].files_sha256 != _digest(self.counted(m), self.tagging)
-        ]
+    def stale(self) -> dict[Month, str]:
+        """Months whose rollup is not of the files and rules that count now, with the digest of those."""
+        newest = {v.month: v.files_sha256 for v in self.tables.versions(sample=self.sample)}
+        now = {m: _digest(self.counted(m), self.tagging) for m in self.months()}
+        return {m: digest for m, digest in now.items() if newest.get(str(m)) != digest}
 
     def roll_up(self, month: Month, today: date | None = None) -> RolledMonth:
         """Add a month up, and keep it: version 1 while it is open; once it is closed, differences as further versions.

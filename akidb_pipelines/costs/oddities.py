@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+EXTRA_COLUMNS = "columns that FOCUS does not have"
 _SAMPLES = 5
 
 

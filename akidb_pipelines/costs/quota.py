@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, timedelta
-from decimal import Decimal
 
 from akidb_pipelines.costs.plan import Plan, Quota
 from akidb_pipelines.costs.rollup import Day
@@ -112,8 +111,3 @@ def _slope(points: list[tuple[int, float]]) -> float:
     middle_y = math.fsum(y for _, y in points) / len(points)
     below = math.fsum((x - middle_x) ** 2 for x, _ in points)
     return math.fsum((x - middle_x) * (y - middle_y) for x, y in points) / below
-
-
-def headroom(used: Decimal, available: Decimal) -> Decimal:
-    """Used, of what a provider's own limits say there is."""
-    return used / (used + available) if used + available else Decimal(0)

@@ -27,15 +27,8 @@ from akidb_pipelines.files import write_whole
 from akidb_pipelines.periods import Month
 from akidb_pipelines.store.objects import AlreadyExistsError
 
-ANCHOR = date(2025, 11, 10)
-"""The Monday of the first review. Every second Monday from it: ISO weeks are no measure, 2026 has 53."""
 UNPLANNED = "unplanned"
 _HISTORY_MONTHS = 4
-
-
-def is_review_day(day: date) -> bool:
-    """Whether a review is due in the week of a day."""
-    return (day - ANCHOR).days // 7 % 2 == 0
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,8 @@ class Folder:
                     hashed.update(block)
                     out.write(block)
                     done += len(block)
-                    report(Progress(f"reading {file.name}", done, file.size_bytes, in_bytes=True))
+                    if file.size_bytes > _CHUNK_BYTES:
+                        report(Progress(f"reading {file.name}", done, file.size_bytes, in_bytes=True))
         except OSError as error:
             raise OutsideError(f"reading {path}: {error}", hint="free some space, or see who removed it meanwhile") from error
         if hashed.hexdigest() != file.etag:
@@ -141,7 +142,8 @@ class Remote:
                         each.update(data)
                     out.write(data)
                     done += len(data)
-                    report(Progress(f"fetching {file.name}", done, file.size_bytes, in_bytes=True))
+                    if file.size_bytes > _CHUNK_BYTES:
+                        report(Progress(f"fetching {file.name}", done, file.size_bytes, in_bytes=True))
         except CutError as error:
             raise OutsideError(f"fetching {self.url}/{file.name}: {error}", hint="try again: nothing of it counts yet") from error
         except OSError as error:

@@ -178,7 +178,7 @@ def _rows_sql(batch: Batch, start: int, end: int, width: int, seed: int) -> str:
             SELECT *, i % 997 = 996 AS correction, i = {start} AND {batch.first.day} = 1 AS late,
                 (hourly * (1 + swing * (2 * noise - 1))
                     * (1 + office * CASE WHEN isodow(moment) < 6 AND hour(moment) BETWEEN 8 AND 17 THEN 1 ELSE -0.4 END)
-                    * CASE WHEN sku = 'B88327' AND name LIKE 'registry%' AND day(moment) = 17 THEN 4 ELSE 1 END
+                    * CASE WHEN sku = 'B88327' AND name LIKE 'registry%' AND day(moment) = 17 THEN 9 ELSE 1 END
                     * CASE WHEN i % 997 = 996 THEN -0.25 ELSE 1 END)::DECIMAL(18,6) AS quantity
             FROM metered
         ), priced AS (
