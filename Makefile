@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 PYTEST_ARGS ?=
 REPEAT ?= 5
+# Tests that may not run at the same time stay in one worker: tests/conftest.py says which.
+TWO_AT_ONCE := -n 2 --dist loadgroup
 CHAOS := $(addprefix tests/store/test_,faults.py kills.py attacks.py lease.py retention.py pull.py) \
 	$(addprefix tests/images/test_,faults.py kills.py)
 
@@ -35,11 +37,11 @@ lint: setup-dev  ## ruff and mypy
 
 test: setup-dev lint  ## everything that CI runs
 	@scripts/test-packages
-	@$(BIN)/python -m pytest -m "not exhaustive" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(TWO_AT_ONCE) -m "not exhaustive" $(PYTEST_ARGS)
 
 test-all: setup-dev lint  ## test, and every kill point and repeat
 	@scripts/test-packages
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(TWO_AT_ONCE) $(PYTEST_ARGS)
 
 chaos: setup-dev  ## the fault matrix: faults, kill points, attacks and races, REPEAT=5 times in a row
 	@scripts/test-packages

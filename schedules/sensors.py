@@ -191,6 +191,7 @@ def restatements(stale: Mapping[Month, str]) -> list[dg.RunRequest]:
     name="cost_restatement",
     job=cost_rollup_job,
     minimum_interval_seconds=300,
+    default_status=dg.DefaultSensorStatus.RUNNING,
     description="Adds up billing months whose files are not those that were added up: new and late ones, corrections, other rules.",
 )
 def cost_restatement(

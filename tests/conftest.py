@@ -28,6 +28,33 @@ from tests.services.s3_rules_stub import S3RulesStub
 from tests.services.seaweed import Seaweed
 from tests.services.swarm_lab import SwarmForTests, running_swarm_lab
 
+# Most tests wait for one process of their own, so two run at once. Those that look for what is left on the machine as a whole (bridges, loop
+# devices) run one after the other, and tests of one file stay together for the sake of their fixtures.
+_MACHINE_WIDE = {
+    "docker": ("swarm", "runner_lab", "runner_home"),
+    "drives": (
+        "jetson_lab",
+        "tests/images/",
+        "tests/lab/test_jetson_lab.py",
+        "tests/cli/test_images.py",
+        "tests/assets/test_jetson.py",
+    ),
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests may not run at the same time."""
+    groups: dict[str, str] = {}
+    for item in items:
+        path = item.location[0]
+        for group, marks in _MACHINE_WIDE.items():
+            if any(mark in getattr(item, "fixturenames", ()) or path.startswith(mark) for mark in marks):
+                groups[path] = group
+    for item in items:
+        path = item.location[0]
+        item.add_marker(pytest.mark.xdist_group(groups.get(path, path)))
+
+
 SEED = 2025
 WEEK = Week.parse("2026-W46")
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, delete, event, select
+from sqlalchemy import Engine, create_engine, delete, event, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError
@@ -29,6 +29,7 @@ from akidb_pipelines.catalog.models import (
 from akidb_pipelines.errors import InputError, OutsideError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_VERSION_TABLE = "alembic_version"
 
 
 @dataclass(frozen=True)
@@ -189,35 +190,40 @@ class Catalog:
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
-        from alembic.util import CommandError
-
         try:
             yield
         except DatabaseError as error:
             raise OutsideError(f"catalog {self._where}: {error}", hint="check AKIDB_CATALOG, permissions and disk") from error
-        except CommandError as error:
-            hint = "it was made by a newer version: upgrade akidb-pipelines"
-            raise OutsideError(f"catalog {self._where}: {error}", hint=hint) from error
 
     def _upgrade(self) -> None:
+        with self._engine.begin() as connection:
+            if connection.dialect.has_table(connection, _VERSION_TABLE):
+                found = connection.execute(text(f"SELECT version_num FROM {_VERSION_TABLE}")).scalar()
+                if found == _newest_migration():
+                    return  # Alembic takes half a second to load, and is not needed
+        self._migrate()
+
+    def _migrate(self) -> None:
         from alembic import command
         from alembic.config import Config
         from alembic.runtime.migration import MigrationContext
         from alembic.script import ScriptDirectory
+        from alembic.util import CommandError
 
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self._engine.begin() as connection:
-            if (
-                MigrationContext.configure(connection).get_current_revision()
-                == ScriptDirectory.from_config(config).get_current_head()
-            ):
-                return
             if connection.dialect.name == "sqlite":
                 # Two processes may open a new catalog at once: the second waits here, and finds the work done.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            known = MigrationContext.configure(connection).get_current_revision()
+            if known != ScriptDirectory.from_config(config).get_current_head():
+                config.attributes["connection"] = connection
+                try:
+                    command.upgrade(config, "head")
+                except CommandError as error:
+                    hint = "it was made by a newer version: upgrade akidb-pipelines"
+                    raise OutsideError(f"catalog {self._where}: {error}", hint=hint) from error
 
     def close(self) -> None:
         """Let go of connections."""
@@ -372,6 +378,11 @@ class Catalog:
                 )
                 for r in session.scalars(select(FindingRow).order_by(FindingRow.subject, FindingRow.key))
             ]
+
+
+def _newest_migration() -> str:
+    """The revision that migrations lead to: their files begin with it."""
+    return max(path.name.partition("_")[0] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
 
 
 def _wait_for_locks(connection: object, _: object) -> None:

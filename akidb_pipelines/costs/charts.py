@@ -38,7 +38,7 @@ def lines_chart(review: Review) -> bytes:
     axes.axvline(100, color=_LIMIT, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(shown)), [s.title for s in shown], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("percent of the plan: so far (dark), expected (light), interval of 90 in 100")
+    axes.set_xlabel("percent of the plan: so far (dark), expected (light), interval of 80 in 100")
     axes.margins(x=0.18)
     axes.set_xlim(left=0)
     return _png(figure, review, f"{review.month}: lines against plan, as of {review.as_of}")

@@ -8,7 +8,7 @@ from decimal import Decimal
 from time import perf_counter
 
 from akidb_pipelines.catalog.costs import CataloguedCostFile, FileState
-from akidb_pipelines.costs.ledger import Ledger, RolledMonth
+from akidb_pipelines.costs.ledger import PRICES, Ledger, RolledMonth
 from akidb_pipelines.costs.money import CENT, cents, total
 from akidb_pipelines.costs.oci_usage import UsageTotal
 from akidb_pipelines.costs.oddities import EXTRA_COLUMNS
@@ -127,7 +127,7 @@ def check_oddities(files: Sequence[CataloguedCostFile]) -> CheckReport:
     rows: dict[str, int] = {}
     where: dict[str, list[str]] = {}
     for file in files:
-        for note in file.notes:
+        for note in () if file.source.startswith(PRICES) else file.notes:
             number, _, what = note.partition(" ") if note[:1].isdigit() else ("1", "", note)
             rows[what] = rows.get(what, 0) + int(number.replace(",", ""))
             where.setdefault(what, []).append(file.name)

@@ -40,6 +40,8 @@ from akidb_pipelines.store.lease import hold
 from akidb_pipelines.store.objects import ObjectStore
 
 ROOT = "costs/"
+PRICES = "price-book"
+"""Source of the lines that the price book makes."""
 _TEAMS = "CostTeam"
 
 
@@ -114,7 +116,7 @@ class Ledger:
     @property
     def sample(self) -> bool:
         """Whether what is shown is made up: nothing else has ever come, and nothing is configured."""
-        return not self.is_real and not any(not f.source.startswith(_PRICES) for f in self.tables.files(sample=False))
+        return not self.is_real and not any(not f.source.startswith(PRICES) for f in self.tables.files(sample=False))
 
     # --- files
 
@@ -325,15 +327,12 @@ class Ledger:
         return allocate(self._cells(month), self.tagging)
 
 
-_PRICES = "price-book"
-
-
 class _Prices(Folder):
     """The price book's lines of one month, as a source."""
 
     def __init__(self, path: Path, *, sample: bool) -> None:
         super().__init__(path, sample=sample)
-        self.url = f"{_PRICES}{'-sample' if sample else ''}"
+        self.url = f"{PRICES}{'-sample' if sample else ''}"
 
 
 def _lines_key(sha256: str) -> str:
