@@ -13,11 +13,17 @@ from tests.cli.test_runners import told
 from tests.costs.conftest import focus
 
 SEVERAL = [
-    {"ProviderName": "AWS", "ServiceName": "EC2", "BilledCost": "468.17049576", "EffectiveCost": "468.170495760000000001", "Tags": '{"team": "growth", "env": "prod"}'},
+    {
+        "ProviderName": "AWS",
+        "ServiceName": "EC2",
+        "BilledCost": "468.17049576",
+        "EffectiveCost": "468.170495760000000001",
+        "Tags": '{"team": "growth", "env": "prod"}',
+    },
     {"ProviderName": "AWS", "ServiceName": "S3", "BilledCost": "0.1", "EffectiveCost": "0.1", "Tags": '{"team": "infra"}'},
-    {"ProviderName": "Microsoft", "ServiceName": "Functions", "BilledCost": "227.28753400000005", "EffectiveCost": "0", "Tags": "NULL"},
-    {"ProviderName": "Google", "ServiceName": "BigQuery", "BilledCost": "-3.2", "EffectiveCost": "-3.2", "BillingCurrency": "USD", "Tags": '{"team": "growth"}'},
-]  # fmt: skip
+    {"ProviderName": "Microsoft", "ServiceName": "F", "BilledCost": "227.28753400000005", "EffectiveCost": "0", "Tags": "NULL"},
+    {"ProviderName": "Google", "ServiceName": "Q", "BilledCost": "-3.2", "EffectiveCost": "-3.2", "Tags": '{"team": "growth"}'},
+]
 
 
 @pytest.fixture
@@ -49,7 +55,8 @@ def test_a_file_that_is_refused_ends_with_1_and_names_the_row(costs, tmp_path):
     (tmp_path / "bill.csv").write_text(focus([{}, {"BilledCost": "1,5"}]))
     done = costs("import", str(tmp_path / "bill.csv"), "--json")
     assert done.code == 1
-    assert json.loads(done.out)["files"][0]["notes"] == ["row 2, BilledCost '1,5': is no number, or has more than 20 digits before the point"]
+    (note,) = json.loads(done.out)["files"][0]["notes"]
+    assert note == "row 2, BilledCost '1,5': is no number, or has more than 20 digits before the point"
 
 
 def test_the_labs_bill_becomes_a_review_with_nothing_configured(costs, tmp_path):
