@@ -23,6 +23,7 @@ from akidb_pipelines.periods import Week
 from akidb_pipelines.settings import Settings
 from tests.services.jetson_lab import LabForTests, running_lab
 from tests.services.oci_stub import OciStub
+from tests.services.postgres import Postgres
 from tests.services.runner_lab import running_runner_lab
 from tests.services.s3_rules_stub import S3RulesStub
 from tests.services.seaweed import Seaweed
@@ -98,6 +99,13 @@ def workshop(settings) -> Workshop:
 def seaweed(tmp_path_factory) -> Iterator[Seaweed]:
     """A real S3 server for the whole session; every test makes buckets of its own."""
     with Seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL for the whole session; every test makes a database of its own."""
+    with Postgres() as server:
         yield server
 
 

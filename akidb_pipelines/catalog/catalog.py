@@ -30,6 +30,8 @@ from akidb_pipelines.errors import InputError, OutsideError
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _VERSION_TABLE = "alembic_version"
+_MIGRATION_LOCK = 0x616B696462
+"""Of PostgreSQL's advisory locks, the one that whoever migrates holds."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,8 @@ class Catalog:
             if connection.dialect.name == "sqlite":
                 # Two processes may open a new catalog at once: the second waits here, and finds the work done.
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
             known = MigrationContext.configure(connection).get_current_revision()
             if known != ScriptDirectory.from_config(config).get_current_head():
                 config.attributes["connection"] = connection

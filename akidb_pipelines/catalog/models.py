@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from sqlalchemy import BigInteger, Boolean, Float, Integer, String, Text
+from sqlalchemy import BigInteger, Boolean, Float, Integer, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from akidb_pipelines.catalog.money import Money
@@ -18,6 +18,7 @@ class FixtureReleaseRow(Base):
     """One published revision; the row behind AkiDB::Ops::FixtureRelease."""
 
     __tablename__ = "fixture_releases"
+    __table_args__ = (UniqueConstraint("week", "revision"),)
 
     release_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     week: Mapped[str] = mapped_column(String(8))
@@ -35,12 +36,13 @@ class JetsonImageRow(Base):
     """One captured image; the row behind AkiDB::Ops::JetsonImage."""
 
     __tablename__ = "jetson_images"
+    __table_args__ = (UniqueConstraint("name", "period", "revision"),)
 
     image_id: Mapped[str] = mapped_column(String(80), primary_key=True)
     name: Mapped[str] = mapped_column(String(48))
     period: Mapped[str] = mapped_column(String(7))
     revision: Mapped[int] = mapped_column(Integer)
-    root_sha256: Mapped[str] = mapped_column(String(64))
+    root_sha256: Mapped[str] = mapped_column(String(64), unique=True)
     digests_sha256: Mapped[str] = mapped_column(String(64))
     parent_id: Mapped[str | None] = mapped_column(String(80))
     mode: Mapped[str] = mapped_column(String(8))
@@ -60,12 +62,13 @@ class RunnerImageRow(Base):
     """One archived snapshot of a runner image; the row behind AkiDB::Ops::RunnerImage."""
 
     __tablename__ = "runner_images"
+    __table_args__ = (UniqueConstraint("runner", "week", "revision"),)
 
     snapshot_id: Mapped[str] = mapped_column(String(80), primary_key=True)
     runner: Mapped[str] = mapped_column(String(48))
     week: Mapped[str] = mapped_column(String(8))
     revision: Mapped[int] = mapped_column(Integer)
-    root_sha256: Mapped[str] = mapped_column(String(64))
+    root_sha256: Mapped[str] = mapped_column(String(64), unique=True)
     digests_sha256: Mapped[str] = mapped_column(String(64))
     template_sha256: Mapped[str] = mapped_column(String(64))
     builder: Mapped[str] = mapped_column(String(8))
@@ -86,6 +89,7 @@ class BackupRow(Base):
     """One dump of a database; the row behind AkiDB::Ops::Backup."""
 
     __tablename__ = "backups"
+    __table_args__ = (UniqueConstraint("database", "day", "revision"),)
 
     backup_id: Mapped[str] = mapped_column(String(96), primary_key=True)
     database: Mapped[str] = mapped_column(String(63))

@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import multiprocessing
-import sqlite3
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
 
 from akidb_pipelines.catalog.catalog import Catalog, CataloguedFinding, CataloguedRelease, CheckOutcome
+from akidb_pipelines.catalog.costs import CataloguedCell, CataloguedCostFile, CataloguedMonth, CostTables, FileState
 from akidb_pipelines.catalog.models import Base
 from akidb_pipelines.errors import InputError, OutsideError
 
 
-@pytest.fixture
-def url(tmp_path):
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgres").database()
     return f"sqlite:///{tmp_path / 'home' / 'catalog.db'}"
 
 
@@ -94,11 +100,11 @@ def test_an_unusable_url_is_said(tmp_path):
         Catalog(f"sqlite:///{tmp_path / 'file' / 'catalog.db'}")
 
 
-def test_a_catalog_of_a_newer_version_is_said(url, tmp_path):
-    Catalog(url).close()
-    with sqlite3.connect(tmp_path / "home" / "catalog.db") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.close()
+def test_a_catalog_of_a_newer_version_is_said(url):
+    catalog = Catalog(url)
+    with catalog.session() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    catalog.close()
     with pytest.raises(OutsideError, match="9999") as caught:
         Catalog(url)
     assert "newer version" in caught.value.hint
@@ -108,3 +114,38 @@ def test_something_else_than_a_catalog_is_said(tmp_path):
     (tmp_path / "c.db").write_bytes(b"no database" * 100)
     with pytest.raises(OutsideError, match="not a database"):
         Catalog(f"sqlite:///{tmp_path / 'c.db'}")
+
+
+# --- money
+
+
+AMOUNTS = st.decimals(min_value=-(10**19), max_value=10**19, places=18, allow_nan=False, allow_infinity=False)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_money_comes_back_as_it_went_in(kind, request, tmp_path):
+    url = f"sqlite:///{tmp_path / 'c.db'}" if kind == "sqlite" else request.getfixturevalue("postgres").database()
+    tables = CostTables(Catalog(url))
+
+    @settings(max_examples=50, deadline=None)
+    @given(AMOUNTS, AMOUNTS)
+    def holds(billed, effective):
+        file = CataloguedCostFile(
+            "s", "n", "e", False, FileState.TAKEN, "2026-11-26", "now", "d" * 64, 1, billed=billed, effective=effective
+        )
+        tables.record_file(file)
+        (found,) = tables.files()
+        assert (found.billed, found.effective) == (billed, effective)
+
+    holds()
+
+
+def test_a_months_cells_and_versions_are_the_same_on_both(url):
+    tables = CostTables(Catalog(url))
+    month = CataloguedMonth("2026-10", False, 1, True, "f" * 64, 2, "now")
+    amounts = (Decimal("12345678901234567890.123456789012345678"), Decimal("-0.000000000000000001"))
+    cells = [CataloguedCell("2026-10", False, 1, *"pskteucx", 1, a, a, Decimal(0)) for a in amounts]
+    tables.record_version(month, cells)
+    tables.record_version(replace(month, files_sha256="g" * 64))
+    assert tables.versions(sample=False) == [replace(month, files_sha256="g" * 64)] and tables.versions(sample=True) == []
+    assert [c.billed for c in tables.cells("2026-10", sample=False)] == list(amounts)

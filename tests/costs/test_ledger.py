@@ -215,6 +215,22 @@ def test_an_effective_cost_that_means_nothing_is_billed_cost_in_the_rollup(desk)
     }
 
 
+def test_on_postgresql_it_is_the_same_to_the_last_digit(desk, postgres, settings):
+    desk.put("a.csv", oci("r1", "r2", BilledCost="0.100000000000000001", EffectiveCost="12345678901.000000000000000001"))
+    there = replace(desk, ledger=open_ledger(settings.model_copy(update={"catalog": postgres.database(), "cost_source": "x"})))
+    rolled = []
+    for each in (desk, there):
+        each.take_in()
+        rolled.append(each.ledger.roll_up(OCTOBER, TODAY))
+        each.put("late.csv", oci("r3", BilledCost="0.000000000000000001"))
+        each.take_in()
+        rolled.append(each.ledger.roll_up(OCTOBER, TODAY))
+        (desk.folder / "late.csv").unlink()
+    here, late_here, on_server, late_on_server = rolled
+    assert (here.cells, late_here.cells, late_here.delta) == (on_server.cells, late_on_server.cells, late_on_server.delta)
+    assert late_on_server.version == 2 and late_on_server.delta[0].billed == Decimal("0.000000000000000001")
+
+
 def test_currencies_are_never_added(desk):
     desk.put("a.csv", [{}, {"ProviderName": "Hetzner", "BillingCurrency": "EUR", "BilledCost": "7"}])
     desk.take_in()
