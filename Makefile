@@ -7,7 +7,7 @@ PORT ?= 3000
 PYTEST_ARGS ?=
 REPEAT ?= 5
 # Tests that may not run at the same time stay in one worker: tests/conftest.py says which.
-TWO_AT_ONCE := -n 2 --dist loadgroup
+TWO_AT_ONCE := -n 2 --no-loadscope-reorder
 CHAOS := $(addprefix tests/store/test_,faults.py kills.py attacks.py lease.py retention.py pull.py) \
 	$(addprefix tests/images/test_,faults.py kills.py)
 

@@ -29,31 +29,42 @@ from tests.services.s3_rules_stub import S3RulesStub
 from tests.services.seaweed import Seaweed
 from tests.services.swarm_lab import SwarmForTests, running_swarm_lab
 
-# Most tests wait for one process of their own, so two run at once. Those that look for what is left on the machine as a whole (bridges, loop
-# devices) run one after the other, and tests of one file stay together for the sake of their fixtures.
-_MACHINE_WIDE = {
-    "docker": ("swarm", "runner_lab", "runner_home"),
-    "drives": (
-        "jetson_lab",
-        "tests/images/",
-        "tests/lab/test_jetson_lab.py",
-        "tests/cli/test_images.py",
-        "tests/assets/test_jetson.py",
-    ),
-}
+# Most tests wait for one process of their own, so two workers run at once. Those that look for what is left on the machine as a whole (bridges
+# of containers, loop devices) stay in one of them; tests of one file stay together for the sake of their fixtures.
+MACHINE_WIDE = (
+    "tests/assets/test_backups.py",
+    "tests/assets/test_drills.py",
+    "tests/assets/test_jetson.py",
+    "tests/assets/test_runners.py",
+    "tests/backups/test_depot.py",
+    "tests/cli/test_drills.py",
+    "tests/cli/test_images.py",
+    "tests/cli/test_runners.py",
+    "tests/drills/",
+    "tests/images/",
+    "tests/lab/test_jetson_lab.py",
+)
+_LABS = frozenset({"jetson_lab", "runner_lab", "swarm"})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Hand out tests by file, and all that are machine-wide to one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "machine" if path.startswith(MACHINE_WIDE) else path
+
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests may not run at the same time."""
-    groups: dict[str, str] = {}
+    """Refuse tests that use a lab and are not known to."""
     for item in items:
-        path = item.location[0]
-        for group, marks in _MACHINE_WIDE.items():
-            if any(mark in getattr(item, "fixturenames", ()) or path.startswith(mark) for mark in marks):
-                groups[path] = group
-    for item in items:
-        path = item.location[0]
-        item.add_marker(pytest.mark.xdist_group(groups.get(path, path)))
+        if _LABS & set(getattr(item, "fixturenames", ())) and not item.location[0].startswith(MACHINE_WIDE):
+            raise pytest.UsageError(f"{item.location[0]} uses a lab: list it in MACHINE_WIDE of tests/conftest.py")
 
 
 SEED = 2025
