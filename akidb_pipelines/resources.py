@@ -7,7 +7,7 @@ because a code server lives for weeks and the sandbox is exactly what changes me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from akidb_pipelines.progress import Report
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from akidb_pipelines.backups.depot import Depot
     from akidb_pipelines.backups.sources import Database
     from akidb_pipelines.backups.terraform import State, StateShelf
-    from akidb_pipelines.costs.ledger import Imported, Ledger
+    from akidb_pipelines.costs.arrivals import Imported
+    from akidb_pipelines.costs.ledger import Ledger
     from akidb_pipelines.costs.oci_usage import OciUsage
     from akidb_pipelines.costs.review import Review
     from akidb_pipelines.drills.desk import Desk
@@ -252,13 +253,11 @@ class CostTools:
     def take_in(self, ledger: Ledger, report: Report) -> Iterator[Imported]:
         """Take in what is new at the source that is configured, or in the lab's bill; and the price book's lines up to yesterday."""
         from akidb_pipelines.lab.billing import billing_source
-        from akidb_pipelines.periods import Month
 
         today = datetime.now(UTC).date()
         if self.settings.cost_source or ledger.sample:
             yield from ledger.take_in(billing_source(self.settings, today, report), report)
-        if priced := ledger.price(Month.containing(today - timedelta(days=1))):
-            yield priced
+        yield from ledger.price(today)
 
     def review(self, month: Month | None = None) -> Review:
         """The review as of yesterday."""

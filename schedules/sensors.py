@@ -13,7 +13,7 @@ The restatement sensor asks for the months whose billing files are not those tha
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -178,11 +178,11 @@ def interrupted_drill(
     return _recovery(drill_tools)
 
 
-def restatements(stale: Mapping[Month, str]) -> list[dg.RunRequest]:
-    """One run a month. The digest of its files is in the run key: the next late file must run again."""
+def restatements(stale: Mapping[Month, str], day: date) -> list[dg.RunRequest]:
+    """One run a month. What it would be added up from is in the run key, and the day: one that failed is asked for again tomorrow."""
     return [
-        dg.RunRequest(run_key=f"{month}:{digest[:16]}", partition_key=month.key, tags={"cause": "new billing files"})
-        for month, digest in sorted(stale.items())
+        dg.RunRequest(run_key=f"{month}:{state}:{day}", partition_key=month.key, tags={"cause": "new billing files"})
+        for month, state in sorted(stale.items())
         if month >= FIRST_MONTH
     ]
 
@@ -202,7 +202,7 @@ def cost_restatement(
         stale = cost_tools.open_ledger().stale()
     except PipelineError as error:
         raise dg.Failure(str(error)) from error
-    wanted = restatements(stale)
+    wanted = restatements(stale, datetime.now(UTC).date())
     if not wanted:
         return dg.SkipReason("every month is added up as its files are now")
     context.log.info(f"added up anew: {', '.join(str(m) for m in sorted(stale))}")

@@ -29,8 +29,8 @@ from tests.services.s3_rules_stub import S3RulesStub
 from tests.services.seaweed import Seaweed
 from tests.services.swarm_lab import SwarmForTests, running_swarm_lab
 
-# Most tests wait for one process of their own, so two workers run at once. Those that look for what is left on the machine as a whole (bridges
-# of containers, loop devices) stay in one of them; tests of one file stay together for the sake of their fixtures.
+# Most tests wait for one process of their own, so two workers run at once. Those that look for what is left on the machine as a whole
+# (bridges of containers, loop devices) stay in one of them; tests of one file stay together for the sake of their fixtures.
 MACHINE_WIDE = (
     "tests/assets/test_backups.py",
     "tests/assets/test_drills.py",

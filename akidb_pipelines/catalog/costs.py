@@ -51,9 +51,9 @@ class CataloguedCostFile:
     notes: tuple[str, ...] = ()
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """What it is known by."""
-        return self.source, self.name, self.etag
+    def location(self) -> str:
+        """Where it lies, whichever source it was found through."""
+        return f"{self.source}/{self.name}"
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,14 @@ class CostTables:
             return [_file(row) for row in session.scalars(query)]
 
     def record_file(self, file: CataloguedCostFile) -> None:
-        """Enter a file. If it is taken, earlier contents under its name are withdrawn in the same transaction."""
+        """Enter a file. If it is taken, or a twin of it counts, what counted in its place is withdrawn in the same transaction."""
         values = {f.name: getattr(file, f.name) for f in fields(CataloguedCostFile)}
         values |= {name: json.dumps(list(values[name])) for name in _LISTS} | {"state": str(file.state)}
         with self._catalog.session() as session:
-            if file.state is FileState.TAKEN:
-                earlier = (CostFileRow.source == file.source) & (CostFileRow.name == file.name) & (CostFileRow.etag != file.etag)
-                session.execute(
-                    update(CostFileRow).where(earlier, CostFileRow.state == FileState.TAKEN).values(state=FileState.WITHDRAWN)
-                )
+            if file.state in {FileState.TAKEN, FileState.DUPLICATE}:
+                place = CostFileRow.source + "/" + CostFileRow.name == file.location
+                counted = CostFileRow.state == FileState.TAKEN
+                session.execute(update(CostFileRow).where(place, counted).values(state=FileState.WITHDRAWN))
             self._catalog.put(session, CostFileRow, values)
 
     # --- months

@@ -134,9 +134,9 @@ class CostFileRow(Base):
 
     __tablename__ = "cost_files"
 
-    source: Mapped[str] = mapped_column(String(256), primary_key=True)
-    name: Mapped[str] = mapped_column(String(256), primary_key=True)
-    etag: Mapped[str] = mapped_column(String(80), primary_key=True)
+    source: Mapped[str] = mapped_column(Text, primary_key=True)
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    etag: Mapped[str] = mapped_column(Text, primary_key=True)
     sample: Mapped[bool] = mapped_column(Boolean)
     """Made up by the lab; never added to what is real."""
     state: Mapped[str] = mapped_column(String(12))
@@ -182,14 +182,14 @@ class CostRollupRow(Base):
     month: Mapped[str] = mapped_column(String(7), index=True)
     sample: Mapped[bool] = mapped_column(Boolean)
     version: Mapped[int] = mapped_column(Integer)
-    provider: Mapped[str] = mapped_column(String(128))
-    service: Mapped[str] = mapped_column(String(256))
-    sku: Mapped[str] = mapped_column(String(256))
+    provider: Mapped[str] = mapped_column(Text)
+    service: Mapped[str] = mapped_column(Text)
+    sku: Mapped[str] = mapped_column(Text)
     team: Mapped[str] = mapped_column(String(64))
-    tenant: Mapped[str] = mapped_column(String(64))
-    environment: Mapped[str] = mapped_column(String(64))
+    tenant: Mapped[str] = mapped_column(Text)
+    environment: Mapped[str] = mapped_column(Text)
     currency: Mapped[str] = mapped_column(String(3))
-    unit: Mapped[str] = mapped_column(String(64))
+    unit: Mapped[str] = mapped_column(Text)
     line_count: Mapped[int] = mapped_column(BigInteger)
     billed: Mapped[Decimal] = mapped_column(Money)
     effective: Mapped[Decimal] = mapped_column(Money)

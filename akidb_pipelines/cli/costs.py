@@ -20,9 +20,10 @@ from akidb_pipelines.settings import Settings
 
 if TYPE_CHECKING:
     # These load SQLAlchemy and pydantic: only when a command runs.
+    from akidb_pipelines.costs.arrivals import Imported
     from akidb_pipelines.costs.forecast import Backtest
     from akidb_pipelines.costs.intake import Group
-    from akidb_pipelines.costs.ledger import Imported, Ledger, RolledMonth
+    from akidb_pipelines.costs.ledger import Ledger, RolledMonth
     from akidb_pipelines.costs.review import Review
     from akidb_pipelines.progress import Report
     from akidb_pipelines.quality.result import CheckReport
@@ -54,10 +55,10 @@ def costs_import(
     if out_catalog:
         settings = settings.model_copy(update={"home": out_catalog.absolute(), "store": "", "catalog": ""})
     with transfer_bars() as report:
-        done = list(_take_in(settings, where, report))
+        done = list(_take_in(settings, where, report, again=True))
     ledger = _ledger(settings)
-    counted = [d for d in done if d.file.state == "taken"]
-    groups = [g for d in counted for g in (d.groups or ledger.groups(d.file))]
+    counted = [d for d in done if d.file.state in {"taken", "duplicate"}]
+    groups = [g for d in counted for g in (d.groups or ledger.arrivals.groups(d.file))]
     refused = [d for d in done if d.file.state == "quarantined"]
     if as_json:
         print_json({"ok": not refused, **_totals(groups), "files": [_file_json(d) for d in done], "warnings": _warnings(done)})
@@ -85,9 +86,24 @@ def costs_files(as_json: AsJson = False) -> None:
     wide(140).print(table)
 
 
+@costs_app.command("withdraw")
+def costs_withdraw(
+    name: Annotated[str, typer.Argument(help="A file that counts, as `costs files` names it, or the end of its name.")],
+    as_json: AsJson = False,
+) -> None:
+    """Let a file count no more, one that was imported by mistake. If its source still has it, the next intake takes it in again."""
+    gone = _ledger().arrivals.withdraw(name)
+    if as_json:
+        print_json(asdict(gone))
+    else:
+        out.print(
+            f"{gone.location} counts no more; months to be added up: {', '.join(gone.months)}", soft_wrap=True, highlight=False
+        )
+
+
 @costs_app.command("rollup")
 def costs_rollup(month: MonthOption = None, as_json: AsJson = False) -> None:
-    """Add a billing month up, and check it. Exits 1 if a check holds it back."""
+    """Add a billing month up, and check it. Exits 1 if a check fails."""
     from akidb_pipelines.costs.checklist import ROLLUP_CHECKS
     from akidb_pipelines.costs.checks import run_month_checks
 
@@ -111,13 +127,15 @@ def costs_review(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write the review: a page with pictures and tables, here and in cold storage."""
+    """Write the review: a page with pictures and tables, here and in cold storage. Exits 1 if a check holds the month back."""
+    from akidb_pipelines.costs.checks import expect_released
     from akidb_pipelines.costs.review import as_json as review_json
     from akidb_pipelines.costs.review import draw_up, markdown, publish
 
     settings = Settings.load()
     ledger = _ledger(settings) if as_is else _up_to_date(settings)
     review = draw_up(ledger, _today(), Month.parse(month) if month else None)
+    expect_released(ledger, review.month)
     done = publish(ledger, review, settings.home)
     if as_json:
         print_json({**review_json(review), "folder": str(done.folder), "key": done.key, "files": done.files})
@@ -217,12 +235,12 @@ def _ledger(settings: Settings | None = None) -> Ledger:
     return open_ledger(settings or Settings.load())
 
 
-def _take_in(settings: Settings, where: str | None, report: Report) -> Iterable[Imported]:
+def _take_in(settings: Settings, where: str | None, report: Report, *, again: bool = False) -> Iterable[Imported]:
     from akidb_pipelines.costs.sources import open_source
     from akidb_pipelines.lab.billing import billing_source
 
     source = open_source(where, settings) if where else billing_source(settings, _today(), report)
-    done = list(_ledger(settings).take_in(source, report))
+    done = list(_ledger(settings).take_in(source, report, again=again))
     if not done:
         raise InputError(f"{source.url} has no billing files", hint="they end in .csv or .csv.gz")
     return done
@@ -235,7 +253,7 @@ def _up_to_date(settings: Settings) -> Ledger:
             for done in _take_in(settings, None, report):
                 if done.file.state == "quarantined" and done.is_new:
                     err.print(f"[red]refused[/] {escape(done.file.name)}: {escape(done.file.notes[0])}", highlight=False)
-    ledger.price(_month(None))
+    ledger.price()
     for month in ledger.stale():
         ledger.roll_up(month)
         err.print(f"added up: {month}", style="dim", highlight=False)

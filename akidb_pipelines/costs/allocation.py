@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from akidb_pipelines.costs.money import split, total
 from akidb_pipelines.costs.rollup import Cell
-from akidb_pipelines.costs.tagging import SHARED, UNALLOCATED, UNTAGGED, Tagging
+from akidb_pipelines.costs.tagging import SHARED, Tagging
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,3 @@ def _usage(service: str, currency: str, own: list[Share], teams: list[str]) -> l
         if any(found):
             return found
     return [Decimal(1)] * len(teams)
-
-
-def nobodys(shares: Iterable[Share]) -> dict[str, Decimal]:
-    """What is untagged, and what names somebody whom nobody knows."""
-    found = {UNTAGGED: Decimal(0), UNALLOCATED: Decimal(0)}
-    for share in shares:
-        if share.team in found:
-            found[share.team] += share.billed
-    return found

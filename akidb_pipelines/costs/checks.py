@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from time import perf_counter
 
 from akidb_pipelines.catalog.costs import CataloguedCostFile, FileState
+from akidb_pipelines.costs.checklist import BLOCKING_CHECKS
 from akidb_pipelines.costs.ledger import PRICES, Ledger, RolledMonth
 from akidb_pipelines.costs.money import CENT, cents, total
 from akidb_pipelines.costs.oci_usage import UsageTotal
-from akidb_pipelines.costs.oddities import EXTRA_COLUMNS
+from akidb_pipelines.costs.oddities import EXTRA_COLUMNS, LACKING_COLUMNS
 from akidb_pipelines.costs.price_book import PROVIDER
 from akidb_pipelines.costs.review import Review
+from akidb_pipelines.errors import CheckError
 from akidb_pipelines.files import scratch_folder
 from akidb_pipelines.periods import Month
 from akidb_pipelines.quality.catalogue import ENGINES, run_catalogue_checks
@@ -41,9 +43,9 @@ def run_month_checks(
     rolled = ledger.month(month)
     found: dict[str, Callable[[], CheckReport]] = {
         "exact": lambda: check_exact(ledger, rolled),
-        "known_owners": lambda: check_owners(ledger.roll_up(month, today).unknown if unknown is None else unknown),
+        "known_owners": lambda: check_owners(ledger.unknown(month) if unknown is None else unknown),
         "invoice": lambda: check_invoice(ledger, rolled),
-        "days_complete": lambda: check_days(ledger.days_present(month), month, today),
+        "days_complete": lambda: check_days(_spans(ledger, month), ledger.days_present(month), month, today),
         "oddities": lambda: check_oddities(ledger.counted(month)),
         "untagged": lambda: check_untagged(ledger, rolled),
         "plan_lines": lambda: check_plan_lines(ledger, rolled),
@@ -58,8 +60,22 @@ def run_month_checks(
             yield from run_catalogue_checks(ledger.catalog, ledger.sandbox, _ENTITY, engines, folder)
 
 
+def expect_released(ledger: Ledger, month: Month) -> None:
+    """Refuse to report a month that a blocking check holds back.
+
+    Raises:
+        CheckError: one does; the message says what it found.
+    """
+    reports = run_month_checks(ledger, month, BLOCKING_CHECKS)
+    if told := [f"{r.check}: {'; '.join(b.message or b.rule for b in r.broken[:3])}" for r in reports if r.holds_back]:
+        raise CheckError(f"{month} is held back: {'; '.join(told)}", hint="runbooks/cost-month-held-back.md")
+
+
 def check_exact(ledger: Ledger, rolled: RolledMonth) -> CheckReport:
     """Lines, rollup and allocation come to the same, to the last of 18 places."""
+    if not ledger.is_current(rolled.month):
+        told = "files came meanwhile, or rules changed: the month is added up again soon"
+        return CheckReport("exact", (_rule("is of the files that count now", False, told),), 0.0, advisory=True)
     lines = {c: (n, b, e) for c, (n, b, e) in ledger.line_totals(rolled.month).items()}
     shares = ledger.shares(rolled.month)
     results = []
@@ -99,21 +115,31 @@ def check_invoice(ledger: Ledger, rolled: RolledMonth) -> CheckReport:
     results = []
     for invoice in ledger.book.invoices:
         if invoice.month == str(rolled.month):
-            billed = total([c.billed for c in rolled.cells if c.provider == invoice.provider])
+            mine = [c for c in rolled.cells if c.provider == invoice.provider and c.currency == ledger.book.currency]
+            billed = total([c.billed for c in mine])
             told = f"{invoice.provider} invoices {invoice.amount}, its lines come to {cents(billed)}"
             results.append(_rule(f"{invoice.provider}: rollup = invoice", abs(billed - invoice.amount) <= CENT, told))
     return CheckReport("invoice", tuple(results) or (_rule("no invoice is entered", True),), 0.0, {"invoices": len(results)})
 
 
-def check_days(present: dict[str, list[date]], month: Month, today: date) -> CheckReport:
+def _spans(ledger: Ledger, month: Month) -> dict[str, tuple[bool, bool]]:
+    """Whether each provider billed in the month before, and in the one after: its span then goes over this one's edge."""
+    before, after = (ledger.days_present(month.shift(n)) for n in (-1, 1))
+    return {provider: (provider in before, provider in after) for provider in {*before, *after}}
+
+
+def check_days(
+    spans: Mapping[str, tuple[bool, bool]], present: Mapping[str, Sequence[date]], month: Month, today: date
+) -> CheckReport:
     """No day is missing between a provider's first and last: news for two days, then a fault."""
     results, late = [], False
     for provider, days in present.items():
         inside = [d for d in days if month.first <= d <= month.last]
         if not inside:
             continue
-        span = [inside[0] + timedelta(days=n) for n in range((inside[-1] - inside[0]).days + 1)]
-        missing = [d for d in span if d not in set(inside)]
+        from_before, goes_on = spans.get(provider, (False, False))
+        first, last = month.first if from_before else inside[0], month.last if goes_on else inside[-1]
+        missing = sorted({first + timedelta(days=n) for n in range((last - first).days + 1)} - set(inside))
         late = late or any(today - d > _LATE for d in missing)
         told = f"no lines for {', '.join(str(d) for d in missing[:5])}" + (
             f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -159,7 +185,7 @@ def check_plan_lines(ledger: Ledger, rolled: RolledMonth) -> CheckReport:
     """Every service is in the plan."""
     lacking: dict[str, Decimal] = {}
     for cell in rolled.cells:
-        if ledger.plan.line_of(cell.service, cell.sku) is None:
+        if cell.currency == ledger.plan.currency and ledger.plan.line_of(cell.service, cell.sku) is None:
             lacking[cell.service] = lacking.get(cell.service, Decimal(0)) + cell.billed
     results = [
         _rule(f"{service} is planned", False, f"{service} cost {cents(cost)} and is in no line of the plan", service)
@@ -199,8 +225,9 @@ def check_quarantine(files: Sequence[CataloguedCostFile]) -> CheckReport:
 
 
 def check_header_drift(files: Sequence[CataloguedCostFile]) -> CheckReport:
-    """No file has columns that nobody knows."""
-    found = [(f.name, n) for f in files for n in f.notes if n.startswith(EXTRA_COLUMNS)]
+    """No file has columns that nobody knows, or lacks those that somebody will miss."""
+    told = (EXTRA_COLUMNS, LACKING_COLUMNS)
+    found = [(f.name, n) for f in files if not f.source.startswith(PRICES) for n in f.notes if n.startswith(told)]
     results = [
         RuleResult("columns are known", "CostFile", status=Status.FAIL, count=1, message=f"{name}: {note}") for name, note in found
     ]

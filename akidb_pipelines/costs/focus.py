@@ -26,6 +26,7 @@ TEXTS = (
     "Provider",
     "ServiceName",
     "SkuId",
+    "BillingAccountId",
     "BillingCurrency",
     "ChargeCategory",
     "ChargeClass",
@@ -50,6 +51,10 @@ REQUIRED = (
     "ChargeCategory",
 )
 """Mandatory in every version of FOCUS, and needed here."""
+WANTED = ("Tags", "SkuId", "ConsumedQuantity", "ConsumedUnit")
+"""What a file may lack, though somebody will miss it."""
+LAB_ACCOUNT = "ocid1.tenancy.oc1..lab"
+"""The BillingAccountId of whatever the lab makes up: wherever such a file goes, it is known for what it is."""
 FILLED = ("Provider", "ServiceName", "BilledCost", "BillingCurrency", "BillingPeriodStart", "ChargePeriodStart")
 """What no row may leave empty: without them a row's money has no place. A missing EffectiveCost is its BilledCost."""
 
@@ -62,7 +67,6 @@ _KNOWN_OTHERS = frozenset(
         "allocatedresourcename",
         "allocatedtags",
         "availabilityzone",
-        "billingaccountid",
         "billingaccountname",
         "billingaccounttype",
         "capacityreservationid",

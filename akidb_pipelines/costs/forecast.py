@@ -22,6 +22,7 @@ _LEVEL_DAYS = 14
 _STEP = 4.5
 """Days agree as long as none is further from their mean than so many usual differences from one day to the next."""
 _LEAST_STEP = 0.01
+_LEAST_AGREEING = 3
 _Z90 = 1.645
 _LEAST_DAYS = 7
 """With fewer days than a week there are no weekdays: the run-rate stands in."""
@@ -94,13 +95,17 @@ def _level(daily: Mapping[date, float], until: date, shares: Sequence[float]) ->
     plain = [daily.get(d, 0.0) / (shares[d.weekday()] or 1.0) for d in days if d >= min(daily)]
     changes = [abs(a - b) / b for a, b in itertools.pairwise(plain) if b > 0]
     step = max(_STEP * median(changes), _LEAST_STEP) if changes else _LEAST_STEP
-    agreeing = plain[:1]
-    for value in plain[1:_LEVEL_DAYS]:
-        mean = fmean(agreeing)
-        if abs(value - mean) > step * mean:
-            break
-        agreeing.append(value)
-    return fmean(agreeing)
+    # A day that stands alone (a spike, a credit, half a day) is no level: the newest days that agree are.
+    for start in range(min(len(plain), _LEVEL_DAYS)):
+        agreeing = plain[start : start + 1]
+        for value in plain[start + 1 : _LEVEL_DAYS]:
+            mean = fmean(agreeing)
+            if abs(value - mean) > step * abs(mean):
+                break
+            agreeing.append(value)
+        if len(agreeing) >= _LEAST_AGREEING:
+            return max(0.0, fmean(agreeing))
+    return max(0.0, median(plain[:_LEVEL_DAYS]))
 
 
 def _spread(daily: Mapping[date, float], first: date, until: date, ahead: int) -> float:

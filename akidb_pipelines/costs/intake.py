@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from akidb_pipelines.costs import engine
-from akidb_pipelines.costs.focus import FILLED, KEPT, NUMBERS, TIMES, Header, read_header
+from akidb_pipelines.costs.focus import FILLED, KEPT, LAB_ACCOUNT, NUMBERS, TIMES, WANTED, Header, read_header
 from akidb_pipelines.costs.money import PLACES
-from akidb_pipelines.costs.oddities import EXTRA_COLUMNS, Oddity, refusals, scan
+from akidb_pipelines.costs.oddities import EXTRA_COLUMNS, LACKING_COLUMNS, Oddity, refusals, scan
 from akidb_pipelines.errors import CheckError, InputError, OutsideError
 from akidb_pipelines.files import BLOCK_BYTES
 
@@ -85,6 +85,8 @@ class Lines:
     """Billing months, such as 2026-10."""
     groups: tuple[Group, ...]
     oddities: tuple[Oddity, ...]
+    sample: bool
+    """Whether the lab made it up: its billing account says so."""
     billed_for_effective: tuple[str, ...]
     """Providers whose EffectiveCost means nothing (all zero, or all integers): BilledCost stands for it in rollups."""
 
@@ -239,6 +241,7 @@ def _look(db: DuckDBPyConnection, parquet: Path, name: str) -> Lines:
         raise RefusedFileError(name, tuple(reasons))
     groups = _groups(db)
     oddities, fallbacks = scan(db)
+    sample = db.execute(f"SELECT bool_or(BillingAccountId = {engine.text(LAB_ACCOUNT)}) FROM lines").fetchone()
     return Lines(
         rows=empty[0],
         billed=_added(g.billed for g in groups),
@@ -246,6 +249,7 @@ def _look(db: DuckDBPyConnection, parquet: Path, name: str) -> Lines:
         months=tuple(sorted({g.month for g in groups})),
         groups=groups,
         oddities=oddities,
+        sample=bool(sample and sample[0]),
         billed_for_effective=fallbacks,
     )
 
@@ -275,6 +279,9 @@ def _added(amounts: Iterator[Decimal]) -> Decimal:
 
 
 def _drift(header: Header) -> tuple[Oddity, ...]:
-    if not header.extra:
-        return ()
-    return (Oddity("extra columns", len(header.extra), f"{EXTRA_COLUMNS}: {', '.join(header.extra)}"),)
+    found = []
+    if header.extra:
+        found.append(Oddity("extra columns", len(header.extra), f"{EXTRA_COLUMNS}: {', '.join(header.extra)}"))
+    if lacking := [name for name in WANTED if name not in header.sources]:
+        found.append(Oddity("missing columns", len(lacking), f"{LACKING_COLUMNS}: {', '.join(lacking)}"))
+    return tuple(found)

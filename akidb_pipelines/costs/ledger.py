@@ -1,17 +1,13 @@
-"""The cost ledger: which billing files count, their lines in cold storage, and the versions of every billing month.
+"""The cost ledger: which billing files count, and the versions of every billing month.
 
-costs/files/<sha256>            a billing file as it came, also one that was refused
-costs/lines/<sha256>.parquet    its lines, typed
-A file counts from the transaction that enters it, which is the last thing that happens; what a killed import has left is an object
-without an entry, and the same import again writes the same one. What the lab made up is `sample`: it is never added to what is real, and
-as soon as there is anything real, only that is shown.
+What the lab made up is `sample`: it is never added to what is real, and as soon as there is anything real, only that is shown. A closed
+month stays as it was: whatever comes later is a further version that holds the differences.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -20,17 +16,15 @@ from pathlib import Path
 from akidb_pipelines.catalog.catalog import Catalog
 from akidb_pipelines.catalog.costs import CataloguedCell, CataloguedCostFile, CataloguedMonth, CostTables, FileState, now_text
 from akidb_pipelines.cedar.sandbox import OPS, Sandbox, load_sandbox
-from akidb_pipelines.costs import engine
 from akidb_pipelines.costs.allocation import Share, allocate
-from akidb_pipelines.costs.intake import Group, Lines, Reason, RefusedFileError, groups_of, read_focus
+from akidb_pipelines.costs.arrivals import ROOT, Arrivals, Imported
 from akidb_pipelines.costs.money import total
-from akidb_pipelines.costs.oddities import OCI_KEY
 from akidb_pipelines.costs.plan import Plan, load_plan
 from akidb_pipelines.costs.price_book import PriceBook, focus_csv, load_price_book
-from akidb_pipelines.costs.rollup import Cell, Day, Key, LinesFile, by_day, days_present, line_totals, roll_up
-from akidb_pipelines.costs.sources import BillingFile, Folder, Source
+from akidb_pipelines.costs.rollup import Cell, Day, Key, LinesFile, Rolled, by_day, days_present, known_until, line_totals, roll_up
+from akidb_pipelines.costs.sources import BillingFile, Source
 from akidb_pipelines.costs.tagging import SHARED, UNALLOCATED, UNTAGGED, Tagging, expect_known, load_rules
-from akidb_pipelines.errors import IntegrityError
+from akidb_pipelines.errors import InputError, IntegrityError
 from akidb_pipelines.files import scratch_folder
 from akidb_pipelines.periods import Month
 from akidb_pipelines.progress import Report
@@ -39,21 +33,9 @@ from akidb_pipelines.store.areas import COLD, area
 from akidb_pipelines.store.lease import hold
 from akidb_pipelines.store.objects import ObjectStore
 
-ROOT = "costs/"
 PRICES = "price-book"
 """Source of the lines that the price book makes."""
 _TEAMS = "CostTeam"
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What became of one file."""
-
-    file: CataloguedCostFile
-    groups: tuple[Group, ...] = ()
-    """What it holds; of a file that was known before, see Ledger.groups."""
-    reasons: tuple[Reason, ...] = ()
-    is_new: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,130 +70,78 @@ class Ledger:
     """Everything about costs that is kept.
 
     Args:
-        cold: area of the store.
-        tables: of the catalog.
-        catalog: that they are in.
+        arrivals: billing files and their lines.
+        catalog: what is kept is in it.
         sandbox: what the rollups are held to.
         plan: the plan book.
         book: the price book.
         tagging: whose a cost is.
-        scratch: folder for temporary work.
-        cache: folder of lines that were fetched before.
         close_days: after so many days of the next month a month is closed.
         is_real: whether a source is configured: what is made up is not shown then, even while nothing real has come.
     """
 
-    cold: ObjectStore
-    tables: CostTables
+    arrivals: Arrivals
     catalog: Catalog
     sandbox: Sandbox
     plan: Plan
     book: PriceBook
     tagging: Tagging
-    scratch: Path
-    cache: Path
     close_days: int
     is_real: bool
 
     @property
+    def cold(self) -> ObjectStore:
+        """Area of the store that it all lies in."""
+        return self.arrivals.cold
+
+    @property
+    def tables(self) -> CostTables:
+        """What the catalog knows of costs."""
+        return self.arrivals.tables
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for temporary work."""
+        return self.arrivals.scratch
+
+    @property
     def sample(self) -> bool:
-        """Whether what is shown is made up: nothing else has ever come, and nothing is configured."""
-        return not self.is_real and not any(not f.source.startswith(PRICES) for f in self.tables.files(sample=False))
+        """Whether what is shown is made up: nothing else ever counted, and nothing is configured."""
+        counted = self.tables.files(sample=False, states=(FileState.TAKEN, FileState.WITHDRAWN))
+        return not self.is_real and all(f.source.startswith(PRICES) for f in counted)
 
     # --- files
 
-    def take_in(self, source: Source, report: Report = lambda _: None, *, today: date | None = None) -> Iterator[Imported]:
-        """Take in every file of a source that the ledger does not know. One that is refused does not keep the others out.
+    def take_in(
+        self, source: Source, report: Report = lambda _: None, *, today: date | None = None, again: bool = False
+    ) -> Iterator[Imported]:
+        """Take in what is new at a source, see Arrivals.take_in."""
+        return self.arrivals.take_in(source, report, today=today, again=again)
 
-        Raises:
-            OutsideError: the source or the store cannot be reached, or there is no room.
-            BusyError: somebody else takes files in.
+    def price(self, today: date | None = None) -> list[Imported]:
+        """Take in what the price book says up to yesterday: of yesterday's month, the one before it, and all that it ever said something of.
+
+        Returns:
+            what is new.
         """
-        with self._alone():
-            known = {f.key: f for f in self.tables.files(sample=source.sample)}
-            for file in source.files():
-                entry = known.get((source.url, file.name, file.etag))
-                if entry and entry.state is not FileState.WITHDRAWN:
-                    yield Imported(entry, is_new=False)
-                else:
-                    yield self._take_in(source, file, report, today or datetime.now(UTC).date())
-
-    def _alone(self) -> AbstractContextManager[object]:
-        return hold(self.cold, "cost intake", key=f"{ROOT}lease.json")
-
-    def _take_in(self, source: Source, file: BillingFile, report: Report, today: date) -> Imported:
-        with scratch_folder(self.scratch) as folder:
-            path, parquet = folder / "file", folder / "lines.parquet"
-            sha256 = source.fetch(file, path, report)
-            entry = CataloguedCostFile(
-                source=source.url,
-                name=file.name,
-                etag=file.etag,
-                sample=source.sample,
-                state=FileState.QUARANTINED,
-                arrived=today.isoformat(),
-                imported_at=now_text(),
-                sha256=sha256,
-                size_bytes=file.size_bytes,
-            )
-            counted = self.tables.files(sample=source.sample, states=(FileState.TAKEN,))
-            others = [f for f in counted if (f.source, f.name) != (source.url, file.name)]
-            if twin := next((f for f in others if f.sha256 == sha256), None):
-                note = f"the same bytes count already as {twin.source}/{twin.name}"
-                return self._enter(entry, FileState.DUPLICATE, notes=(note,))
-            self.cold.create(f"{ROOT}files/{sha256}", path, sha256=sha256)
-            try:
-                lines = read_focus(path, file.name, parquet, folder)
-                self._expect_new_lines(file.name, parquet, lines, others, folder)
-            except RefusedFileError as error:
-                done = self._enter(entry, FileState.QUARANTINED, notes=tuple(str(r) for r in error.reasons))
-                return Imported(done.file, reasons=error.reasons)
-            with parquet.open("rb") as handle:
-                lines_sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-            self.cold.create(_lines_key(lines_sha256), parquet, sha256=lines_sha256)
-            done = self._enter(
-                entry,
-                FileState.TAKEN,
-                lines_sha256=lines_sha256,
-                lines_bytes=parquet.stat().st_size,
-                line_count=lines.rows,
-                billed=lines.billed,
-                effective=lines.effective,
-                months=lines.months,
-                billed_for_effective=lines.billed_for_effective,
-                notes=tuple(o.message for o in lines.oddities),
-            )
-            return Imported(done.file, lines.groups)
-
-    def _enter(self, entry: CataloguedCostFile, state: FileState, **values: object) -> Imported:
-        file = replace(entry, state=state, **values)  # type: ignore[arg-type]
-        self.tables.record_file(file)
-        return Imported(file)
-
-    def _expect_new_lines(self, name: str, parquet: Path, lines: Lines, others: Sequence[CataloguedCostFile], folder: Path) -> None:
-        """Raises RefusedFileError: some of its lines count already, in another file."""
-        same_months = [f for f in others if set(f.months) & set(lines.months)]
-        if not same_months:
-            return
-        paths = engine.listed([str(p) for p in (self._lines(f).path for f in same_months)])
-        with engine.duck(folder) as db:
-            new = f"SELECT {OCI_KEY} FROM read_parquet({engine.text(str(parquet))}) WHERE oci_ReferenceNumber IS NOT NULL"
-            old = f"SELECT {OCI_KEY} FROM read_parquet({paths}) WHERE oci_ReferenceNumber IS NOT NULL"
-            found = db.execute(f"SELECT count(*), min(oci_ReferenceNumber) FROM ({new} INTERSECT {old})").fetchone()
-        if found and found[0]:
-            raise RefusedFileError(name, (Reason(f"{found[0]} of its lines count already in another file, such as {found[1]}"),))
-
-    def price(self, month: Month, today: date | None = None) -> Imported | None:
-        """Take in what the price book says of a month, up to yesterday; None where that is nothing."""
         today = today or datetime.now(UTC).date()
+        running = Month.containing(today - timedelta(days=1))
+        said = {f.name.removesuffix(".csv") for f in self.tables.files(sample=self.sample) if f.source.startswith(PRICES)}
+        done = []
+        for month in sorted({running, running.shift(-1), *(Month.parse(m) for m in said)}):
+            done += self._price(month, today, is_known=str(month) in said)
+        return done
+
+    def _price(self, month: Month, today: date, *, is_known: bool) -> list[Imported]:
         until = min(month.last, today - timedelta(days=1))
-        if until < month.first or not self.book.items:
-            return None
-        with scratch_folder(self.scratch) as folder:
-            path = folder / f"{month}.csv"
-            path.write_bytes(focus_csv(self.book, month, until))
-            prices = _Prices(path, sample=self.sample)
-            return next(iter(self.take_in(prices, today=today)), None)
+        data = focus_csv(self.book, month, until)
+        if not is_known and data.count(b"\n") == 1:
+            return []  # nothing to say, and nothing to take back
+        source = _Prices(f"{month}.csv", data, sample=self.sample)
+        counted = self.tables.files(sample=self.sample, states=(FileState.TAKEN,))
+        if any((f.source, f.name, f.sha256) == (source.url, f"{month}.csv", source.sha256) for f in counted):
+            return []
+        return list(self.take_in(source, today=today))
 
     # --- lines
 
@@ -227,22 +157,7 @@ class Ledger:
             IntegrityError: the store has other bytes than were stored.
             OutsideError: they cannot be fetched.
         """
-        return [self._lines(f) for f in self.counted(month)]
-
-    def _lines(self, file: CataloguedCostFile) -> LinesFile:
-        path = self.cache / f"{file.lines_sha256}.parquet"
-        if not path.exists() or path.stat().st_size != file.lines_bytes:
-            self.cache.mkdir(parents=True, exist_ok=True)
-            with scratch_folder(self.cache) as folder:
-                fetched = folder / "lines"
-                self.cold.fetch(_lines_key(file.lines_sha256), fetched, sha256=file.lines_sha256, size_bytes=file.lines_bytes)
-                fetched.replace(path)
-        return LinesFile(path, file.billed_for_effective)
-
-    def groups(self, file: CataloguedCostFile) -> tuple[Group, ...]:
-        """What a file that counts holds."""
-        with scratch_folder(self.scratch) as folder:
-            return groups_of(self._lines(file).path, folder)
+        return [self.arrivals.lines(f) for f in self.counted(month)]
 
     def days(self, month: Month) -> list[Day]:
         """A month by day and SKU."""
@@ -253,6 +168,11 @@ class Ledger:
         """The days that each provider has lines for."""
         with scratch_folder(self.scratch) as folder:
             return days_present(self.lines(month), month, folder)
+
+    def known_until(self, month: Month, yesterday: date) -> date:
+        """The newest day of a month that is complete: every provider that still bills has billed it to its end."""
+        with scratch_folder(self.scratch) as folder:
+            return known_until(self.lines(month), month, min(month.last, yesterday), folder)
 
     def line_totals(self, month: Month) -> dict[str, tuple[int, Decimal, Decimal]]:
         """Rows, billed and effective cost of all lines of a month, by currency."""
@@ -266,41 +186,79 @@ class Ledger:
         taken = self.tables.files(sample=self.sample, states=(FileState.TAKEN,))
         return [Month.parse(m) for m in sorted({m for f in taken for m in f.months})]
 
-    def stale(self) -> dict[Month, str]:
-        """Months whose rollup is not of the files and rules that count now, with the digest of those."""
-        newest = {v.month: v.files_sha256 for v in self.tables.versions(sample=self.sample)}
-        now = {m: _digest(self.counted(m), self.tagging) for m in self.months()}
-        return {m: digest for m, digest in now.items() if newest.get(str(m)) != digest}
+    def stale(self, today: date | None = None) -> dict[Month, str]:
+        """Months that are to be added up: their files or rules are others than were added up, or they are to be closed.
+
+        Returns:
+            by month, what it would be added up from and what it was last, as one word.
+        """
+        today = today or datetime.now(UTC).date()
+        newest = {v.month: v for v in self.tables.versions(sample=self.sample)}
+        found = {}
+        for month in sorted({*self.months(), *(Month.parse(m) for m in newest)}):
+            last, digest = newest.get(str(month)), _digest(self.counted(month), self.tagging)
+            if last is None or last.files_sha256 != digest or (not last.closed and self._is_over(month, today)):
+                found[month] = f"{digest[:16]}:{last.rolled_at if last else ''}"
+        return found
+
+    def _is_over(self, month: Month, today: date) -> bool:
+        """Whether a month is to be closed."""
+        return today >= month.shift(1).first + timedelta(days=self.close_days)
+
+    def is_current(self, month: Month) -> bool:
+        """Whether a month's newest version is of the files and rules that count now."""
+        versions = self.tables.versions(sample=self.sample, month=str(month))
+        return bool(versions) and versions[-1].files_sha256 == _digest(self.counted(month), self.tagging)
+
+    def unknown(self, month: Month) -> tuple[str, ...]:
+        """Teams, tenants and compartments of a month's lines that nobody knows. Nothing is kept."""
+        return self._rolled(month, self.counted(month)).unknown
+
+    def _rolled(self, month: Month, files: Iterable[CataloguedCostFile]) -> Rolled:
+        with scratch_folder(self.scratch) as folder:
+            lines = [self.arrivals.lines(f) for f in files]
+            rolled = roll_up(lines, month, self.tagging, folder)
+            _expect_exact(month, rolled.cells, line_totals(lines, month, folder))
+        return rolled
 
     def roll_up(self, month: Month, today: date | None = None) -> RolledMonth:
         """Add a month up, and keep it: version 1 while it is open; once it is closed, differences as further versions.
 
         Raises:
+            InputError: there are no lines of it, and never were.
             IntegrityError: lines are damaged, or the sum is not that of the lines; nothing is kept then.
+            BusyError: somebody else is at it.
             OutsideError: store or catalog cannot be reached.
         """
         today = today or datetime.now(UTC).date()
-        self.price(month, today)
-        files = self.counted(month)
-        with scratch_folder(self.scratch) as folder:
-            lines = [self._lines(f) for f in files]
-            rolled = roll_up(lines, month, self.tagging, folder)
-            _expect_exact(month, rolled.cells, line_totals(lines, month, folder))
-        is_closed = today >= month.shift(1).first + timedelta(days=self.close_days)
-        digest = _digest(files, self.tagging)
-        versions = self.tables.versions(sample=self.sample, month=str(month))
-        if versions and versions[-1].files_sha256 == digest and versions[-1].closed == is_closed:
-            return self.month(month, rolled.unknown)
-        if versions and versions[-1].closed:
-            number, cells = versions[-1].version + 1, difference(self._cells(month), rolled.cells)
-        else:
-            number, cells = 1, list(rolled.cells)
-        if number > 1 and not cells:  # other files, the same money: nothing to add, and nothing to do again
-            self.tables.record_version(replace(versions[-1], files_sha256=digest))
-            return self.month(month, rolled.unknown)
-        row = CataloguedMonth(str(month), self.sample, number, is_closed, digest, sum(c.lines for c in cells), now_text())
+        self.price(today)
+        with hold(self.cold, f"adding up {month}", key=f"{ROOT}lease-{month}.json") as held:
+            files = self.counted(month)
+            versions = self.tables.versions(sample=self.sample, month=str(month))
+            if not files and not versions:
+                have = ", ".join(str(m) for m in self.months()) or "none"
+                raise InputError(
+                    f"there are no billing lines of {month}; months with lines: {have}", hint="akidb-pipelines costs import"
+                )
+            rolled = self._rolled(month, files)
+            held.check()
+            changed = self._keep(month, rolled, _digest(files, self.tagging), versions, self._is_over(month, today))
+        return self.month(month, rolled.unknown, changed=changed)
+
+    def _keep(self, month: Month, rolled: Rolled, digest: str, versions: list[CataloguedMonth], is_over: bool) -> bool:
+        """Make a version, replace an open one, or close it; returns whether amounts changed."""
+        delta = difference(self._cells(month), rolled.cells)
+        newest = versions[-1] if versions else None
+        if newest and not delta:  # the same money: at most of other files, and nothing to do again
+            self.tables.record_version(replace(newest, files_sha256=digest, closed=newest.closed or is_over))
+            return False
+        if newest and is_over and not newest.closed:  # it was reported as it is
+            newest = replace(newest, closed=True)
+            self.tables.record_version(newest)
+        number, cells = (newest.version + 1, delta) if newest and newest.closed else (1, list(rolled.cells))
+        row = CataloguedMonth(str(month), self.sample, number, is_over, digest, sum(c.lines for c in cells), now_text())
         self.tables.record_version(row, [_catalogued(c, row) for c in cells])
-        return self.month(month, rolled.unknown, changed=True)
+        return True
 
     def month(self, month: Month, unknown: tuple[str, ...] = (), *, changed: bool = False) -> RolledMonth:
         """A month as the catalog has it."""
@@ -327,16 +285,20 @@ class Ledger:
         return allocate(self._cells(month), self.tagging)
 
 
-class _Prices(Folder):
+class _Prices:
     """The price book's lines of one month, as a source."""
 
-    def __init__(self, path: Path, *, sample: bool) -> None:
-        super().__init__(path, sample=sample)
+    def __init__(self, name: str, data: bytes, *, sample: bool) -> None:
         self.url = f"{PRICES}{'-sample' if sample else ''}"
+        self.sample, self._data, self._name = sample, data, name
+        self.sha256 = hashlib.sha256(data).hexdigest()
 
+    def files(self) -> Iterator[BillingFile]:
+        yield BillingFile(self._name, self.sha256, len(self._data))
 
-def _lines_key(sha256: str) -> str:
-    return f"{ROOT}lines/{sha256}.parquet"
+    def fetch(self, _: BillingFile, target: Path, report: Report = lambda _: None) -> str:
+        target.write_bytes(self._data)
+        return self.sha256
 
 
 def _digest(files: Iterable[CataloguedCostFile], tagging: Tagging) -> str:
@@ -409,15 +371,12 @@ def open_ledger(settings: Settings) -> Ledger:
     expect_known(rules, teams)
     catalog = Catalog(settings.catalog_url)
     return Ledger(
-        cold=area(settings, COLD),
-        tables=CostTables(catalog),
+        arrivals=Arrivals(area(settings, COLD), CostTables(catalog), settings.home / "tmp", settings.cache / "costs"),
         catalog=catalog,
         sandbox=sandbox,
         plan=load_plan(settings.cost_plan),
         book=load_price_book(settings.cost_price_book),
         tagging=Tagging(rules, frozenset(teams)),
-        scratch=settings.home / "tmp",
-        cache=settings.cache / "costs",
         close_days=settings.cost_close_days,
         is_real=bool(settings.cost_source),
     )

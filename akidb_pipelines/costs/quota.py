@@ -79,6 +79,7 @@ def _burn(plan: Plan, quota: Quota, days: list[Day], month: Month) -> Burn:
 
 
 def _of_month(quota: Quota, amounts: dict[date, float], month: Month, newest: date) -> Burn:
+    newest = max(newest, month.first - timedelta(days=1))
     limit, done, series = float(quota.limit), 0.0, []
     exhausted: date | None = None
     for day in sorted(d for d in amounts if month.first <= d <= month.last):

@@ -9,15 +9,16 @@ import csv
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 from akidb_pipelines.costs import engine
 from akidb_pipelines.costs.anomalies import Anomaly, anomalies
+from akidb_pipelines.costs.arrivals import ROOT
 from akidb_pipelines.costs.forecast import Backtest, Forecast, backtest, forecast
-from akidb_pipelines.costs.ledger import ROOT, Ledger, RolledMonth
+from akidb_pipelines.costs.ledger import Ledger, RolledMonth
 from akidb_pipelines.costs.money import cents, plain, total
 from akidb_pipelines.costs.plan import Line, Plan
 from akidb_pipelines.costs.quota import Burn, burn_down
@@ -108,24 +109,29 @@ def draw_up(ledger: Ledger, today: date, month: Month | None = None) -> Review:
         InputError: there is nothing of the month.
     """
     yesterday = today - timedelta(days=1)
-    month = month or Month.containing(yesterday)
-    as_of = min(yesterday, month.last)
+    if month is None:
+        # On the first days of a month there may be nothing of it yet.
+        made = [Month.parse(v.month) for v in ledger.tables.versions(sample=ledger.sample)]
+        month = max((m for m in made if m <= Month.containing(yesterday)), default=Month.containing(yesterday))
     rolled = ledger.month(month)
     if not rolled.version:
         have = ", ".join(str(m) for m in ledger.months()) or "none"
         raise InputError(
             f"there is no rollup of {month}; months with lines: {have}", hint=f"akidb-pipelines costs rollup --month {month}"
         )
+    as_of = ledger.known_until(month, yesterday)
     known = {v.month for v in ledger.tables.versions(sample=ledger.sample)}
     earlier = [m for n in range(_HISTORY_MONTHS - 1, 0, -1) if str(m := month.shift(-n)) in known]
-    days = [d for m in (*earlier, month) for d in ledger.days(m) if d.day <= as_of]
-    series = _series(ledger.plan, days)
+    # Amounts of two currencies are never added.
+    every = [d for m in (*earlier, month) for d in ledger.days(m) if d.currency == ledger.plan.currency]
+    days = [d for d in every if d.day <= as_of]
+    series = _sums((_line_id(ledger.plan, d.service, d.sku), d) for d in days)
     # Anomalies by service: lines of a plan put together what has nothing to do with each other.
     services = _sums((d.service, d) for d in days)
     statuses = tuple(
-        _status(ledger.plan, line, series.get(line.id, {}), rolled, month, as_of) for line in _lines(ledger.plan, month, series)
+        _status(ledger.plan, line, series.get(line.id, {}), rolled, every, as_of) for line in _lines(ledger.plan, rolled)
     )
-    everything = _sum(series.values())
+    everything = _sums(("", d) for d in days).get("", {})
     complete = [m for m in earlier if everything and min(everything) <= m.first - timedelta(days=7)]
     return Review(
         as_of=as_of,
@@ -143,30 +149,24 @@ def draw_up(ledger: Ledger, today: date, month: Month | None = None) -> Review:
     )
 
 
-def _series(plan: Plan, days: Sequence[Day]) -> dict[str, dict[date, float]]:
-    """Cost by line and day; what the plan lacks is `unplanned`."""
-    return _sums((line.id if (line := plan.line_of(d.service, d.sku)) else UNPLANNED, d) for d in days)
+def _line_id(plan: Plan, service: str, sku: str) -> str:
+    """The line that a cost is booked on; what the plan lacks is `unplanned`."""
+    line = plan.line_of(service, sku)
+    return line.id if line else UNPLANNED
 
 
 def _sums(named: Iterable[tuple[str, Day]]) -> dict[str, dict[date, float]]:
+    """What goes on from day to day, by name: credits and purchases do not."""
     found: dict[str, dict[date, float]] = defaultdict(lambda: defaultdict(float))
     for name, day in named:
-        found[name][day.day] += float(day.billed)
+        found[name][day.day] += float(day.billed - day.one_off)
     return {name: dict(values) for name, values in sorted(found.items())}
 
 
-def _sum(series: Iterable[dict[date, float]]) -> dict[date, float]:
-    added: dict[date, float] = defaultdict(float)
-    for values in series:
-        for day, value in values.items():
-            added[day] += value
-    return dict(added)
-
-
-def _lines(plan: Plan, month: Month, series: dict[str, dict[date, float]]) -> list[Line]:
+def _lines(plan: Plan, rolled: RolledMonth) -> list[Line]:
     """Lines that something can be booked on, and `unplanned` where there is any."""
-    lines = [line for line in plan.effective(month) if line.kind != "contingency"]
-    if UNPLANNED in series:
+    lines = [line for line in plan.effective(rolled.month) if line.kind != "contingency"]
+    if any(plan.line_of(c.service, c.sku) not in lines for c in rolled.cells if c.currency == plan.currency):
         lines.append(
             Line(
                 id=UNPLANNED,
@@ -174,24 +174,31 @@ def _lines(plan: Plan, month: Month, series: dict[str, dict[date, float]]) -> li
                 kind="cloud",
                 owner="",
                 quantities={"none": Decimal(0)},
-                effective_from=month.first,
+                effective_from=rolled.month.first,
                 stated=Decimal(0),
             )
         )
     return lines
 
 
-def _status(plan: Plan, line: Line, daily: dict[date, float], rolled: RolledMonth, month: Month, as_of: date) -> LineStatus:
-    def mine(service: str, sku: str) -> bool:
-        found = plan.line_of(service, sku)
-        return (found.id if found else UNPLANNED) == line.id
-
-    actual = total([c.billed for c in rolled.cells if c.currency == plan.currency and mine(c.service, c.sku)])
-    seen = forecast(daily, month, as_of)
+def _status(plan: Plan, line: Line, daily: dict[date, float], rolled: RolledMonth, days: Sequence[Day], as_of: date) -> LineStatus:
+    cells = [c for c in rolled.cells if c.currency == plan.currency and _line_id(plan, c.service, c.sku) == line.id]
+    actual = total([c.billed for c in cells])
+    booked = [d for d in days if _line_id(plan, d.service, d.sku) == line.id and rolled.month.first <= d.day <= rolled.month.last]
+    seen = _with_one_offs(forecast(daily, rolled.month, as_of), float(actual), float(total([d.one_off for d in booked])))
     budget = plan.budget(line)
     above = Decimal(seen.expected) - budget
     overrun = above > budget * plan.overrun_percent / 100 and above > plan.overrun_floor
     return LineStatus(line.id, line.title, line.owner, budget, actual, seen, overrun)
+
+
+def _with_one_offs(seen: Forecast, actual: float, one_offs: float) -> Forecast:
+    """A forecast of what goes on, with what does not added as it is. What was billed already is not taken back."""
+    if seen.method == "actual":
+        return replace(seen, spent=actual, expected=actual, low=actual, high=actual)
+    expected = max(seen.expected + one_offs, actual)
+    low = min(max(seen.low + one_offs, actual), expected)
+    return replace(seen, spent=actual, expected=expected, low=low, high=max(seen.high + one_offs, expected))
 
 
 def _teams(ledger: Ledger, month: Month) -> tuple[tuple[str, Decimal], ...]:

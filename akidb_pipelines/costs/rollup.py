@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Key = tuple[str, str, str, str, str, str, str, str]
 """Provider, service, SKU, team, tenant, environment, currency, unit."""
+
+
+_STILL_BILLS = timedelta(days=3)
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,11 @@ class Day:
     day: date
     service: str
     sku: str
+    currency: str
     unit: str
     billed: Decimal
+    one_off: Decimal
+    """Of it, what is no usage: credits, purchases, taxes. It does not go on."""
     quantity: Decimal
     peak: Decimal
     """The most that was used in one hour, over all resources."""
@@ -144,12 +150,14 @@ def by_day(files: Sequence[LinesFile], month: Month, scratch: Path) -> list[Day]
         rows = db.execute(
             """
             WITH hours AS (
-                SELECT ChargePeriodStart AS hour, ServiceName AS service, coalesce(SkuId, '') AS sku,
+                SELECT ChargePeriodStart AS hour, ServiceName AS service, coalesce(SkuId, '') AS sku, BillingCurrency AS currency,
                        coalesce(ConsumedUnit, PricingUnit, '') AS unit, sum(BilledCost) AS billed,
+                       coalesce(sum(BilledCost) FILTER (WHERE ChargeCategory IS DISTINCT FROM 'Usage'), 0) AS one_off,
                        coalesce(sum(ConsumedQuantity), 0) AS quantity
                 FROM lines GROUP BY ALL
             )
-            SELECT least(greatest(hour::DATE, $first), $last), service, sku, unit, sum(billed), sum(quantity), max(quantity)
+            SELECT least(greatest(hour::DATE, $first), $last), service, sku, currency, unit, sum(billed), sum(one_off), sum(quantity),
+                   max(quantity)
             FROM hours GROUP BY ALL ORDER BY ALL
             """,
             {"first": month.first, "last": month.last},
@@ -167,6 +175,26 @@ def days_present(files: Sequence[LinesFile], month: Month, scratch: Path) -> dic
             "SELECT Provider, list(DISTINCT ChargePeriodStart::DATE ORDER BY ChargePeriodStart::DATE) FROM lines GROUP BY 1 ORDER BY 1"
         ).fetchall()
     return {provider: list(days) for provider, days in rows}
+
+
+def known_until(files: Sequence[LinesFile], month: Month, latest: date, scratch: Path) -> date:
+    """The newest day, up to `latest`, that every provider has billed to its end; one that has billed nothing for days does not count.
+
+    Files come up to a day late and hour by hour: a forecast that takes half a day for a whole one is wrong by half a month.
+    """
+    if not files:
+        return latest
+    with engine.duck(scratch) as db:
+        _lines(db, files, month)
+        ends = db.execute(
+            """
+            SELECT max(coalesce(ChargePeriodEnd, ChargePeriodStart + INTERVAL 1 HOUR)) FROM lines
+            WHERE ChargeCategory = 'Usage' AND ChargePeriodStart < $after GROUP BY Provider
+            """,
+            {"after": latest + timedelta(days=1)},
+        ).fetchall()
+    known = [min(end.date() - timedelta(days=1), latest) for (end,) in ends]
+    return min((day for day in known if latest - day <= _STILL_BILLS), default=latest)
 
 
 def _lines(db: DuckDBPyConnection, files: Sequence[LinesFile], month: Month) -> None:

@@ -111,19 +111,22 @@ class Remote:
 
     Args:
         bucket: of S3 or OCI.
-        prefix: with a slash at its end, or empty.
+        prefix: a folder, or one file.
     """
 
     sample = False
 
     def __init__(self, bucket: Bucket, prefix: str) -> None:
-        self._bucket, self._prefix = bucket, prefix
-        self.url = f"{bucket.url}/{prefix}".rstrip("/")
+        self._bucket = bucket
+        self._single = prefix if prefix.endswith(SUFFIXES) else ""
+        folder = prefix.rpartition("/")[0] if self._single else prefix.strip("/")
+        self._prefix = f"{folder}/" if folder else ""
+        self.url = f"{bucket.url}/{folder}".rstrip("/")
 
     def files(self) -> Iterator[BillingFile]:
         """See Source."""
-        for info in self._bucket.list(self._prefix):
-            if info.key.endswith(SUFFIXES):
+        for info in self._bucket.list(self._single or self._prefix):
+            if info.key == self._single if self._single else info.key.endswith(SUFFIXES):
                 yield BillingFile(info.key.removeprefix(self._prefix), info.etag.strip('"'), info.size_bytes, info.md5)
 
     def fetch(self, file: BillingFile, target: Path, report: Report = lambda _: None) -> str:
@@ -182,17 +185,13 @@ def open_source(where: str, settings: Settings) -> Source:
         from akidb_pipelines.store.s3 import S3Bucket
 
         bucket, _, prefix = rest.partition("/")
-        return Remote(S3Bucket(bucket, timeout_s=settings.store_timeout_s), _folder(prefix))
+        return Remote(S3Bucket(bucket, timeout_s=settings.store_timeout_s), prefix)
     if scheme == "oci" and rest.count("/") >= 1:
         from akidb_pipelines.store.oci import OciBucket
 
         namespace, bucket, *below = rest.split("/", 2)
-        return Remote(OciBucket(namespace, bucket, settings), _folder(below[0] if below else ""))
+        return Remote(OciBucket(namespace, bucket, settings), below[0] if below else "")
     raise InputError(
         f"{where!r} is no place of billing files",
         hint="a path, s3://bucket/prefix, or oci://bling/TENANCY-OCID/FOCUS Reports",
     )
-
-
-def _folder(prefix: str) -> str:
-    return f"{prefix.rstrip('/')}/" if prefix.strip("/") and not prefix.endswith(SUFFIXES) else prefix.strip("/")

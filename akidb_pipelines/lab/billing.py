@@ -15,6 +15,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from akidb_pipelines.costs import engine
+from akidb_pipelines.costs.focus import LAB_ACCOUNT
 from akidb_pipelines.costs.sources import Folder, Source, open_source
 from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.files import scratch_folder
@@ -189,7 +190,7 @@ def _rows_sql(batch: Batch, start: int, end: int, width: int, seed: int) -> str:
         )
         SELECT
             CASE WHEN service = 'COMPUTE' THEN 'eu-frankfurt-1-ad-' || (1 + meter % 3) END AS AvailabilityZone,
-            cost AS BilledCost, 'ocid1.tenancy.oc1..lab' AS BillingAccountId, 'akidb-lab' AS BillingAccountName, 'USD' AS BillingCurrency,
+            cost AS BilledCost, '{LAB_ACCOUNT}' AS BillingAccountId, 'akidb-lab' AS BillingAccountName, 'USD' AS BillingCurrency,
             '{month.shift(1).key}T00:00Z' AS BillingPeriodEnd, '{month.key}T00:00Z' AS BillingPeriodStart, 'Usage' AS ChargeCategory,
             description AS ChargeDescription, 'Usage-based' AS ChargeFrequency, ended AS ChargePeriodEnd, begun AS ChargePeriodStart,
             CASE WHEN correction THEN 'Correction' ELSE 'On-Demand' END AS ChargeSubcategory, NULL AS CommitmentDiscountCategory,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 import pytest
@@ -112,17 +112,27 @@ def test_a_late_file_makes_the_sensor_ask_again(real, instance):
 
 def test_a_run_key_is_of_the_files_and_months_before_the_first_are_left_alone():
     november, old = Month.parse("2026-11"), Month.parse("2024-01")
-    (one,) = restatements({november: "a" * 64, old: "b" * 64})
-    assert one.partition_key == "2026-11-01" and one.run_key == f"2026-11:{'a' * 16}"
+    (one,) = restatements({november: "state", old: "other"}, date(2026, 11, 26))
+    assert one.partition_key == "2026-11-01" and one.run_key == "2026-11:state:2026-11-26"
 
 
-def test_a_month_without_lines_fails_with_what_to_do(settings, instance):
-    done = run(settings.model_copy(update={"cost_source": "/"}), instance, "cost_rollup", "2025-11-01")
-    assert done.success, "the price book has lines of it"
+def test_a_month_without_lines_and_a_review_of_nothing_fail_with_what_to_do(settings, instance):
+    for job, key, told in (("cost_rollup", "2025-11-01", "costs import"), ("cost_review", None, "costs rollup --month")):
+        done = run(settings, instance, job, key)
+        (failure,) = [e for e in done.all_events if e.is_step_failure]
+        assert told in str(failure.event_specific_data.user_failure_data.description)
+
+
+def test_a_month_that_is_held_back_is_not_reviewed(real, instance):
+    settings, folder = real
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    month = Month.containing(yesterday)
+    (folder / "a.csv").write_text(focus([{"Tags": '{"team": "strangers"}', "BillingPeriodStart": f"{month.first}T00:00:00Z"}]))
+    run(settings, instance, "cost_intake", YESTERDAY)
+    run(settings, instance, "cost_rollup", month.key)
     done = run(settings, instance, "cost_review")
-    assert not done.success
     (failure,) = [e for e in done.all_events if e.is_step_failure]
-    assert "costs rollup --month" in str(failure.event_specific_data.user_failure_data.description)
+    assert "known_owners: team strangers is not known" in str(failure.event_specific_data.user_failure_data.description)
 
 
 def test_the_review_is_due_every_other_monday_and_intake_is_of_yesterday():

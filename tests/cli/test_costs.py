@@ -88,6 +88,9 @@ def test_files_are_made_up_to_order_and_taken_in_as_what_they_are(costs, tmp_pat
     assert len(made["files"]) == 1
     done = told(costs("import", str(tmp_path / "bill"), "--json"))
     assert done["rows"] == 2000 and set(done["by_provider"]) == {"Oracle"}
+    assert all(f["sample"] for f in done["files"])
+    gone = told(costs("withdraw", Path(made["files"][0]).name, "--json"))
+    assert gone["state"] == "withdrawn"
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,11 @@ def test_what_is_odd_is_accepted_and_told(read, row, kind):
     assert lines.rows == 2 and kind in {o.kind for o in lines.oddities}
 
 
+def test_an_effective_cost_of_zero_means_nothing_also_where_billed_costs_are_whole(read):
+    assert read([{"EffectiveCost": "0", "BilledCost": "5"}] * 2).billed_for_effective == ("Oracle",)
+    assert read([{"EffectiveCost": "0", "BilledCost": "0"}] * 2).billed_for_effective == ()
+
+
 @pytest.mark.parametrize("costs", [("0", "0.0"), ("3", "7")])
 def test_an_effective_cost_that_means_nothing_is_noticed(read, costs):
     lines = read([{"EffectiveCost": c, "BilledCost": "1.5"} for c in costs] + [{"ProviderName": "AWS"}])
@@ -207,6 +212,17 @@ def test_every_bad_row_is_named_up_to_a_limit(read):
 def test_a_row_without_its_cost_provider_or_month_refuses_the_file(read, column):
     with pytest.raises(RefusedFileError, match="is empty in 1 rows"):
         read([{}, {column: ""}])
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "0044-03-15", "290000-01-01"])
+def test_a_time_that_no_bill_can_have_refuses_the_file(read, moment):
+    with pytest.raises(RefusedFileError, match=r"is not between 2000 and 2100|is no time"):
+        read([{}, {"BillingPeriodStart": moment}])
+
+
+def test_a_column_that_somebody_will_miss_is_told(read):
+    lines = read([{}], drop=("Tags", "SkuId"))
+    assert any("it lacks" in o.message and "Tags, SkuId" in o.message for o in lines.oddities)
 
 
 def test_two_currencies_of_one_provider_refuse_the_file_and_of_two_providers_do_not(read):

@@ -45,6 +45,14 @@ def test_after_a_step_the_new_level_goes_on():
     assert seen.expected == pytest.approx(11 * 10 + 19 * 20, rel=0.02)
 
 
+@pytest.mark.parametrize("last", [900.0, -500.0, 0.0, 12.0], ids=["a spike", "a credit", "nothing", "half a day"])
+def test_a_single_odd_day_is_no_new_level(last):
+    daily = {date(2026, 9, 1) + timedelta(days=n): 100.0 + n % 3 for n in range(75)} | {date(2026, 11, 14): last}
+    seen = forecast(daily, NOVEMBER, date(2026, 11, 14))
+    assert seen.expected - last == pytest.approx(29 * 101, rel=0.02)
+    assert seen.low <= seen.expected <= seen.high
+
+
 def test_a_month_that_is_over_is_what_it_was():
     seen = forecast(days(date(2026, 11, 1), *[3.0] * 30), NOVEMBER, date(2026, 12, 4))
     assert (seen.expected, seen.low, seen.high, seen.method) == (90.0, 90.0, 90.0, "actual")
@@ -107,7 +115,7 @@ def test_without_three_weeks_nothing_is_usual():
 
 
 def used(day: date, sku: str, quantity: str, peak: str = "0") -> Day:
-    return Day(day, "S", sku, "", Decimal(0), Decimal(quantity), Decimal(peak))
+    return Day(day, "S", sku, "USD", "", Decimal(0), Decimal(0), Decimal(quantity), Decimal(peak))
 
 
 def burn(*of: Day, name: str):
@@ -127,6 +135,11 @@ def test_egress_is_used_up_from_the_first_of_each_month():
         name="egress",
     )
     assert found.used == pytest.approx(10) and found.exhausted_on == date(2026, 11, 20) and found.days_left == 10
+
+
+def test_on_the_first_days_of_a_month_a_quota_of_it_begins_anew():
+    found = burn(*(used(date(2026, 10, d), "B88327", "2000") for d in range(20, 32)), name="egress")
+    assert found.used == 0 and found.exhausted_on == date(2026, 11, 10)
 
 
 def test_storage_is_what_lay_there_on_the_day():

@@ -6,19 +6,19 @@ import csv
 import json
 import re
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 import duckdb
 import pytest
 
 from akidb_pipelines.costs.checklist import BLOCKING_CHECKS, ROLLUP_CHECKS
-from akidb_pipelines.costs.checks import check_overruns, check_quotas, run_month_checks
+from akidb_pipelines.costs.checks import check_overruns, check_quotas, expect_released, run_month_checks
 from akidb_pipelines.costs.ledger import Ledger, open_ledger
 from akidb_pipelines.costs.price_book import Invoice
 from akidb_pipelines.costs.review import Review, as_json, draw_up, markdown, publish
 from akidb_pipelines.costs.sources import Folder
-from akidb_pipelines.errors import InputError
+from akidb_pipelines.errors import CheckError, InputError
 from akidb_pipelines.lab.billing import refresh
 from akidb_pipelines.periods import Month
 from akidb_pipelines.settings import Settings
@@ -122,6 +122,56 @@ def test_a_quota_is_told_at_four_fifths_and_fails_when_it_is_exceeded(review):
     assert check_quotas(replace(review, burns=(over, *rest))).holds_back
 
 
+def test_a_day_that_is_not_complete_is_not_counted_and_another_currency_never(desk):
+    """OCI's files come up to a day late, hour by hour."""
+    november = {"BillingPeriodStart": "2026-11-01T00:00:00Z", "BillingPeriodEnd": "2026-12-01T00:00:00Z", "BilledCost": "1"}
+    hours = [
+        {
+            **november,
+            "ChargePeriodStart": f"2026-11-{d:02d}T{h:02d}:00:00Z",
+            "ChargePeriodEnd": (datetime(2026, 11, d, h, tzinfo=UTC) + timedelta(hours=1)).isoformat(),
+        }
+        for d in range(1, 26)
+        for h in range(24 if d < 25 else 9)
+    ]
+    yen = [{**h, "ProviderName": "Elsewhere", "BillingCurrency": "JPY", "BilledCost": "150000"} for h in hours]
+    desk.put("a.csv", [*hours, *yen])
+    desk.take_in()
+    desk.ledger.roll_up(NOVEMBER, TODAY)
+    done = draw_up(desk.ledger, TODAY)
+    assert done.as_of == date(2026, 11, 24)
+    (line,) = [s for s in done.lines if s.line == "a1"]
+    assert line.actual == 24 * 24 + 9 and line.forecast.expected == pytest.approx(30 * 24, rel=0.01)
+
+
+def test_a_credit_is_no_level_and_counts_as_it_is(desk):
+    november = {"BillingPeriodStart": "2026-11-01T00:00:00Z", "BilledCost": "24"}
+    days = [
+        {**november, "ChargePeriodStart": f"2026-11-{d:02d}T00:00:00Z", "ChargePeriodEnd": f"2026-11-{d + 1:02d}T00:00:00Z"}
+        for d in range(1, 26)
+    ]
+    desk.put("a.csv", [*days, {**days[-1], "ChargeCategory": "Credit", "BilledCost": "-500"}])
+    desk.take_in()
+    desk.ledger.roll_up(NOVEMBER, TODAY)
+    (line,) = [s for s in draw_up(desk.ledger, TODAY).lines if s.line == "a1"]
+    assert line.forecast.expected == pytest.approx(30 * 24 - 500, abs=5)
+
+
+def test_on_the_first_days_of_a_month_the_one_before_is_reviewed(desk):
+    desk.put("a.csv", [{}])
+    desk.take_in()
+    desk.ledger.roll_up(OCTOBER, date(2026, 11, 2))
+    assert draw_up(desk.ledger, date(2026, 11, 2)).month == OCTOBER
+
+
+def test_a_month_that_is_held_back_says_why(desk):
+    desk.put("a.csv", [{"Tags": '{"team": "strangers"}'}])
+    desk.take_in()
+    desk.ledger.roll_up(OCTOBER, TODAY)
+    with pytest.raises(CheckError, match="2026-10 is held back: known_owners: team strangers is not known"):
+        expect_released(desk.ledger, OCTOBER)
+
+
 # --- checks of a month
 
 
@@ -187,6 +237,25 @@ def test_a_missing_day_is_news_for_two_days_and_then_a_fault(desk, today, adviso
     desk.take_in()
     report = checked(desk.ledger, today=today)["days_complete"]
     assert not report.passed and report.advisory is advisory and "no lines for 2026-10-08" in report.broken[0].message
+
+
+def test_a_day_that_is_missing_at_the_edge_of_a_month_is_told_where_the_bill_goes_on(desk):
+    before = [{"ChargePeriodStart": f"2026-10-{d:02d}T01:00:00Z"} for d in (29, 30)]
+    november = {"BillingPeriodStart": "2026-11-01T00:00:00Z"}
+    desk.put("a.csv", [*before, *({**november, "ChargePeriodStart": f"2026-11-{d:02d}T01:00:00Z"} for d in (2, 3))])
+    desk.take_in()
+    assert "2026-10-31" in checked(desk.ledger)["days_complete"].broken[0].message
+    assert "2026-11-01" in checked(desk.ledger, NOVEMBER)["days_complete"].broken[0].message
+
+
+def test_files_that_come_while_a_month_is_checked_are_no_bug(desk):
+    desk.put("a.csv", [{"oci_ReferenceNumber": "r1"}])
+    desk.take_in()
+    desk.ledger.roll_up(OCTOBER, TODAY)
+    desk.put("b.csv", [{"oci_ReferenceNumber": "r2"}])
+    desk.take_in()
+    report = next(run_month_checks(desk.ledger, OCTOBER, ["exact"], unknown=()))
+    assert not report.passed and report.advisory and "files came meanwhile" in report.broken[0].message
 
 
 def test_too_much_without_a_tag_is_told(desk):

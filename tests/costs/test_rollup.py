@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from akidb_pipelines.costs.allocation import allocate, nobodys
+from akidb_pipelines.costs.allocation import allocate
 from akidb_pipelines.costs.intake import read_focus
 from akidb_pipelines.costs.money import total
 from akidb_pipelines.costs.rollup import Cell, LinesFile, by_day, days_present, line_totals, roll_up
@@ -126,11 +126,6 @@ def test_a_shared_cost_follows_usage_and_a_credit_is_no_usage(tagging):
     cells = [cell("shared", "S", "10"), cell("qa", "S", "3"), cell("security", "S", "1"), cell("platform-engineering", "S", "-5")]
     shares = allocate(cells, Tagging(rules, tagging.teams))
     assert {s.team: s.billed for s in shares if s.how == "usage"} == {"qa": Decimal("7.5"), "security": Decimal("2.5")}
-
-
-def test_nobodys_cost_is_told(tagging):
-    found = nobodys(allocate([cell("untagged", "S", "2"), cell("unallocated", "S", "3"), cell("qa", "S", "1")], tagging))
-    assert found == {"untagged": Decimal(2), "unallocated": Decimal(3)}
 
 
 def test_days_and_peaks_are_of_all_resources_together(read, tmp_path):
