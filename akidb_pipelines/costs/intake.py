@@ -178,7 +178,8 @@ def _typed(header: Header, column: str) -> str:
             else f"CAST(NULL AS {_DECIMAL})"
         )
     elif column in TIMES:
-        value = f"CAST(CAST({raw} AS TIMESTAMPTZ) AS TIMESTAMP)"
+        # Nearly all are in UTC and say so; converting all through a time zone took a fifth of the whole.
+        value = f"CASE WHEN suffix({raw}, 'Z') THEN CAST({raw} AS TIMESTAMP) ELSE CAST(CAST({raw} AS TIMESTAMPTZ) AS TIMESTAMP) END"
     else:
         value = f"CAST({raw} AS VARCHAR)"
     return f"{value} AS {engine.name(column)}"
@@ -190,7 +191,7 @@ def _write(db: DuckDBPyConnection, path: Path, name: str, header: Header, parque
     columns = [_typed(header, c) for c in KEPT]
     query = f"SELECT {', '.join(columns)} FROM {_source(path, header)}"
     try:
-        db.execute(f"COPY ({query}) TO {engine.text(str(parquet))} (FORMAT parquet, COMPRESSION zstd)")
+        db.execute(f"COPY ({query}) TO {engine.text(str(parquet))} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)")
     except (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException) as error:
         parquet.unlink(missing_ok=True)
         raise RefusedFileError(name, tuple(_reasons(db, path, header)) or (_structure(error),)) from error
