@@ -75,9 +75,9 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             jobs.runner_capacity_job,
             jobs.backups_job,
             jobs.dr_drill_job,
-            jobs.cost_intake_job,
-            jobs.cost_rollup_job,
-            jobs.cost_review_job,
+            jobs.costs_intake_job,
+            jobs.costs_rollup_job,
+            jobs.costs_review_job,
             drills.recovery_job,
         ],
         schedules=[
@@ -88,8 +88,8 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             schedules.runner_capacity(settings.runner_capacity_cron),
             schedules.daily_backups(settings.daily_backups_cron),
             schedules.dr_drill(settings.dr_drill_cron),
-            schedules.cost_intake(settings.cost_intake_cron),
-            schedules.cost_review(settings.cost_review_cron),
+            schedules.costs_intake(settings.cost_intake_cron),
+            schedules.costs_review(settings.cost_review_cron),
         ],
         sensors=[
             sensors.fixture_drift,
@@ -97,7 +97,7 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             sensors.drill_overdue,
             sensors.failed_drill,
             sensors.interrupted_drill,
-            sensors.cost_restatement,
+            sensors.costs_restatement,
         ],
         resources={
             "fixture_tools": FixtureTools(settings, progress),

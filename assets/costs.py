@@ -242,7 +242,7 @@ def _month(context: dg.AssetCheckExecutionContext, ledger: "Ledger") -> Month:
         return Month.parse(key)
     if months := ledger.months():
         return months[-1]
-    raise InputError("there are no billing lines yet", hint="launch cost_intake first")
+    raise InputError("there are no billing lines yet", hint="launch job costs_intake first")
 
 
 @dg.asset(

@@ -57,22 +57,22 @@ backups_job = dg.define_asset_job(
     tags={"pipeline": "backups"},
 )
 
-cost_intake_job = dg.define_asset_job(
-    "cost_intake",
+costs_intake_job = dg.define_asset_job(
+    "costs_intake",
     selection=dg.AssetSelection.assets(costs.FILES, costs.LINES),
     description="Take in every billing file that the ledger does not know.",
     tags={"pipeline": "costs"},
 )
 
-cost_rollup_job = dg.define_asset_job(
-    "cost_rollup",
+costs_rollup_job = dg.define_asset_job(
+    "costs_rollup",
     selection=dg.AssetSelection.assets(costs.ROLLUP, costs.ALLOCATION, costs.FORECAST, costs.QUOTAS),
     description="Add one billing month up, check it, say who pays, forecast its end, hold it against quotas.",
     tags={"pipeline": "costs"},
 )
 
-cost_review_job = dg.define_asset_job(
-    "cost_review",
+costs_review_job = dg.define_asset_job(
+    "costs_review",
     selection=dg.AssetSelection.assets(costs.REVIEW),
     description="Write the bi-weekly review of what was added up last.",
     tags={"pipeline": "costs"},

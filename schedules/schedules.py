@@ -11,8 +11,8 @@ from assets.drills import asked_for_oci
 from assets.partitions import DEVICE, MONTH, RUNNER, WEEK
 from schedules.jobs import (
     backups_job,
-    cost_intake_job,
-    cost_review_job,
+    costs_intake_job,
+    costs_review_job,
     dr_drill_job,
     fixtures_job,
     jetson_images_job,
@@ -114,12 +114,12 @@ def daily_backups(cron: str) -> dg.ScheduleDefinition:
     return schedule
 
 
-def cost_intake(cron: str) -> dg.ScheduleDefinition:
+def costs_intake(cron: str) -> dg.ScheduleDefinition:
     """Every morning what arrived the day before, filed under that day."""
 
     @dg.schedule(
-        name="cost_intake",
-        job=cost_intake_job,
+        name="costs_intake",
+        job=costs_intake_job,
         cron_schedule=cron,
         execution_timezone="UTC",
         description="By default 06:00 UTC: take in the billing files of yesterday, and whatever else is new.",
@@ -131,12 +131,12 @@ def cost_intake(cron: str) -> dg.ScheduleDefinition:
     return schedule
 
 
-def cost_review(cron: str) -> dg.ScheduleDefinition:
+def costs_review(cron: str) -> dg.ScheduleDefinition:
     """Every second week, counted from an anchor: week numbers of years with 53 weeks would skip or repeat one."""
 
     @dg.schedule(
-        name="cost_review",
-        job=cost_review_job,
+        name="costs_review",
+        job=costs_review_job,
         cron_schedule=cron,
         execution_timezone="UTC",
         description="By default every other Monday 08:00 UTC: the review of costs.",

@@ -26,7 +26,7 @@ from akidb_pipelines.resources import CostTools, DrillTools, FixtureTools, Regis
 from assets.drills import REPORT, recent_evaluations, recovery_job
 from assets.fixtures import SANDBOX
 from assets.registry import EXPIRY_CHECK, REGISTRY, expiry_result
-from schedules.jobs import cost_rollup_job, dr_drill_job, fixtures_job
+from schedules.jobs import costs_rollup_job, dr_drill_job, fixtures_job
 
 if TYPE_CHECKING:
     from akidb_pipelines.catalog.catalog import CataloguedRelease
@@ -188,13 +188,13 @@ def restatements(stale: Mapping[Month, str], day: date) -> list[dg.RunRequest]:
 
 
 @dg.sensor(
-    name="cost_restatement",
-    job=cost_rollup_job,
+    name="costs_restatement",
+    job=costs_rollup_job,
     minimum_interval_seconds=300,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description="Adds up billing months whose files are not those that were added up: new and late ones, corrections, other rules.",
 )
-def cost_restatement(
+def costs_restatement(
     context: dg.SensorEvaluationContext, cost_tools: dg.ResourceParam[CostTools]
 ) -> list[dg.RunRequest] | dg.SkipReason:
     """See the module."""
