@@ -2,7 +2,8 @@
 
 Costs of infrastructure go on as they are until something is started or stopped. Spending so far, extrapolated (run-rate), is what most
 dashboards show; after a step it is wrong until the month ends, and so is repeating the last week. So the level is taken from the newest
-days that agree with each other. In sixty made-up years the worst tenth is off by 5 % so, and by 8 % extrapolated. Forecasts are floats: nobody books them.
+days that agree with each other. In sixty made-up years the worst tenth is off by 5 % so, and by 8 % extrapolated. Forecasts are floats:
+nobody books them.
 """
 
 from __future__ import annotations
