@@ -34,7 +34,9 @@ def lines_chart(review: Review) -> bytes:
             capsize=3,
             linewidth=1,
         )
-        axes.text(max(f.high * scale, 100) + 2, row, f"${f.expected:,.0f} of ${s.budget:,.0f}", va="center", fontsize=8)
+        axes.text(
+            max(f.high * scale, 100) + 2, row, f"${f.expected:,.0f} of ${s.budget:,.0f}", va="center", fontsize=8, parse_math=False
+        )
     axes.axvline(100, color=_LIMIT, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(shown)), [s.title for s in shown], fontsize=8)
     axes.invert_yaxis()
@@ -50,7 +52,7 @@ def teams_chart(review: Review) -> bytes:
     axes = figure.subplots()
     for row, (team, paid) in enumerate(review.teams):
         axes.barh(row, float(paid), color=_BAD if team in {"untagged", "unallocated"} else _DONE, height=0.62)
-        axes.text(float(paid), row, f" ${paid:,.2f}", va="center", fontsize=8)
+        axes.text(float(paid), row, f" ${paid:,.2f}", va="center", fontsize=8, parse_math=False)
     axes.set_yticks(range(len(review.teams)), [team for team, _ in review.teams], fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.15)
