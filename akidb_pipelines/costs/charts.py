@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DONE, _EXPECTED, _BAD, _LIMIT = "#2f6fb0", "#a9c6e3", "#c0392b", "#7a8ca3"
+_VARIES = 1.1
+"""What is the same every day would push all else to the bottom of the picture."""
 _COLOURS = ("#2f6fb0", "#4c9a63", "#d08b2c", "#8a5fb0", "#c0392b", "#7a8ca3", "#3fa0a0", "#b05f7a")
 
 
@@ -87,7 +89,9 @@ def daily_chart(review: Review) -> bytes:
     """Cost by day of every service that varies, with the days that stand out."""
     figure = _figure(9, 3.6)
     axes = figure.subplots()
-    varying = [(title, days) for title, days in review.daily if days and max(v for _, v in days) > 1.001 * min(v for _, v in days)]
+    varying = [
+        (title, days) for title, days in review.daily if days and max(v for _, v in days) > _VARIES * min(v for _, v in days)
+    ]
     for colour, (title, days) in zip(_COLOURS, varying, strict=False):
         axes.plot(_days(days), [v for _, v in days], color=colour, label=title, linewidth=1.2)
     for a in review.anomalies:

@@ -119,7 +119,7 @@ class Ledger:
         return self.arrivals.take_in(source, report, today=today, again=again)
 
     def price(self, today: date | None = None) -> list[Imported]:
-        """Take in what the price book says up to yesterday: of yesterday's month, the one before it, and all that it ever said something of.
+        """Take in what the price book says up to yesterday, of every month that there are lines of, yesterday's and the one before it.
 
         Returns:
             what is new.
@@ -128,7 +128,7 @@ class Ledger:
         running = Month.containing(today - timedelta(days=1))
         said = {f.name.removesuffix(".csv") for f in self.tables.files(sample=self.sample) if f.source.startswith(PRICES)}
         done = []
-        for month in sorted({running, running.shift(-1), *(Month.parse(m) for m in said)}):
+        for month in sorted({running, running.shift(-1), *self.months(), *(Month.parse(m) for m in said)}):
             done += self._price(month, today, is_known=str(month) in said)
         return done
 

@@ -485,6 +485,12 @@ def test_the_last_day_of_a_month_is_priced_though_nobody_looked_on_the_first(des
     assert desk.ledger.roll_up(OCTOBER, date(2026, 11, 2)).totals["USD"][0] == Decimal(7000)
 
 
+def test_every_month_with_lines_is_priced(desk):
+    desk.put("a.csv", oci("r1", BillingPeriodStart="2026-01-01T00:00:00Z"))
+    desk.take_in()
+    assert desk.ledger.roll_up(Month.parse("2026-01"), TODAY).totals["USD"][0] == Decimal("7001.5")
+
+
 def test_a_price_that_changes_for_the_past_reaches_past_months(desk):
     desk.ledger.price(date(2026, 11, 2))
     items = tuple(i for i in desk.ledger.book.items if i.sku == "engineer-hour")
