@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import base64
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 
 import dagster as dg
 
@@ -12,6 +14,7 @@ from akidb_pipelines.progress import Progress, Report
 
 PLATFORM = "team:platform-engineering"
 SECURITY = "team:security"
+_SHOWN = 200
 BUILD = "build_sha256"
 """Metadata entry of a materialization: the digest that names what was built."""
 
@@ -90,3 +93,19 @@ def built_metadata(
         if record.asset_materialization and (value := record.asset_materialization.metadata.get(entry)):
             return str(value.value)
     raise dg.Failure(f"{asset.to_user_string()} of {partition} was not materialized yet", allow_retries=False)
+
+
+def table(columns: Mapping[str, str], rows: Iterable[Sequence[str | int | float]]) -> dg.MetadataValue:
+    """A table in the UI.
+
+    Args:
+        columns: their names, and `string`, `int` or `float`.
+        rows: values in the order of the columns; at most 200 are shown.
+    """
+    records = [dg.TableRecord(dict(zip(columns, row, strict=True))) for row in islice(rows, _SHOWN)]
+    return dg.MetadataValue.table(records, dg.TableSchema([dg.TableColumn(name, kind) for name, kind in columns.items()]))
+
+
+def picture(what: str, png: bytes) -> dg.MetadataValue:
+    """A picture in the UI."""
+    return dg.MetadataValue.md(f"![{what}](data:image/png;base64,{base64.b64encode(png).decode()})")

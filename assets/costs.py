@@ -16,7 +16,7 @@ from akidb_pipelines.errors import InputError
 from akidb_pipelines.periods import Month
 from akidb_pipelines.resources import CostTools
 from assets.checks import check_result
-from assets.common import PLATFORM, logging, telling
+from assets.common import PLATFORM, logging, picture, table, telling
 from assets.partitions import ARRIVAL_DAYS, MONTHS
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ OVERRUN, HEADROOM, USAGE_API = "line_overrun", "quota_headroom", "usage_api"
 _QUARANTINED = "runbooks/cost-file-quarantined.md"
 _HELD_BACK = "runbooks/cost-month-held-back.md"
 _ABOVE_PLAN = "runbooks/cost-line-above-plan.md"
-_SHOWN = 200
 
 Tools = dg.ResourceParam[CostTools]
 
@@ -97,26 +96,13 @@ def cost_intake(context: dg.AssetExecutionContext, cost_tools: Tools) -> Iterato
         files = ledger.tables.files(sample=sample)
     fresh = [d.file for d in done if d.is_new]
     taken = [f for f in fresh if f.state == "taken"]
-    columns = ("file", "state", "lines", "billed", "months", "told")
-    rows = [
-        dg.TableRecord(
-            dict(
-                zip(
-                    columns,
-                    (f.name, str(f.state), f.line_count, f"{f.billed:.2f}", " ".join(f.months), "; ".join(f.notes)),
-                    strict=True,
-                )
-            )
-        )
-        for f in fresh[:_SHOWN]
-    ]
+    columns = {"file": "string", "state": "string", "lines": "int", "billed": "string", "months": "string", "told": "string"}
+    rows = ((f.name, str(f.state), f.line_count, f"{f.billed:.2f}", " ".join(f.months), "; ".join(f.notes)) for f in fresh)
     told: dict[str, dg.MetadataValue] = {
         "sample data": dg.MetadataValue.bool(sample),
         "new files": dg.MetadataValue.int(len(fresh)),
         "known files": dg.MetadataValue.int(len(done) - len(fresh)),
-        "files": dg.MetadataValue.table(
-            rows, dg.TableSchema([dg.TableColumn(c, "int" if c == "lines" else "string") for c in columns])
-        ),
+        "files": table(columns, rows),
         "runbook": dg.MetadataValue.url(cost_tools.settings.runbook(_QUARANTINED)),
     }
     yield dg.MaterializeResult(asset_key=FILES, metadata=told)
@@ -157,39 +143,16 @@ def cost_rollup(context: dg.AssetExecutionContext, cost_tools: Tools) -> dg.Mate
 
 
 def _rolled_metadata(ledger: "Ledger", rolled: "RolledMonth", tools: CostTools) -> dict[str, dg.MetadataValue]:
-    columns = ("provider", "service", "sku", "team", "tenant", "environment", "lines", "billed", "effective", "currency")
-    rows = [
-        dg.TableRecord(
-            dict(
-                zip(
-                    columns,
-                    (
-                        c.provider,
-                        c.service,
-                        c.sku,
-                        c.team,
-                        c.tenant,
-                        c.environment,
-                        c.lines,
-                        str(c.billed),
-                        str(c.effective),
-                        c.currency,
-                    ),
-                    strict=True,
-                )
-            )
-        )
-        for c in sorted(rolled.cells, key=lambda c: -c.billed)[:_SHOWN]
-    ]
+    names = ("provider", "service", "sku", "team", "tenant", "environment", "currency", "unit")
+    columns = dict.fromkeys(names, "string") | {"lines": "int", "billed": "string", "effective": "string"}
+    rows = ((*c.key, c.lines, str(c.billed), str(c.effective)) for c in sorted(rolled.cells, key=lambda c: -c.billed))
     told: dict[str, dg.MetadataValue] = {
         "sample data": dg.MetadataValue.bool(rolled.sample),
         "version": dg.MetadataValue.int(rolled.version),
         "closed": dg.MetadataValue.bool(rolled.closed),
         "lines": dg.MetadataValue.int(rolled.line_count),
         "files": dg.MetadataValue.int(len(ledger.counted(rolled.month))),
-        "cells": dg.MetadataValue.table(
-            rows, dg.TableSchema([dg.TableColumn(c, "int" if c == "lines" else "string") for c in columns])
-        ),
+        "cells": table(columns, rows),
         "unknown": dg.MetadataValue.text(", ".join(rolled.unknown) or "none"),
         "runbook": dg.MetadataValue.url(tools.settings.runbook(_HELD_BACK)),
     }
@@ -263,15 +226,12 @@ def cost_allocation(context: dg.AssetExecutionContext, cost_tools: Tools) -> dg.
         review = cost_tools.review(month)
     from akidb_pipelines.costs.charts import teams_chart
 
-    columns = ("team", "service", "how", "billed", "effective", "currency")
-    rows = [
-        dg.TableRecord(dict(zip(columns, (s.team, s.service, s.how, str(s.billed), str(s.effective), s.currency), strict=True)))
-        for s in shares[:_SHOWN]
-    ]
+    columns = dict.fromkeys(("team", "service", "how", "billed", "effective", "currency"), "string")
+    rows = ((s.team, s.service, s.how, str(s.billed), str(s.effective), s.currency) for s in shares)
     told: dict[str, dg.MetadataValue] = {
         "sample data": dg.MetadataValue.bool(ledger.sample),
-        "teams": dg.MetadataValue.md(_picture("teams", teams_chart(review))),
-        "shares": dg.MetadataValue.table(rows, dg.TableSchema([dg.TableColumn(c) for c in columns])),
+        "teams": picture("teams", teams_chart(review)),
+        "shares": table(columns, rows),
     }
     for team, paid in review.teams:
         told[f"billed_{team}"] = dg.MetadataValue.float(float(paid))
@@ -300,35 +260,19 @@ def cost_forecast(
 
     with telling(retry=True):
         review = cost_tools.review(Month.parse(context.partition_key))
-    columns = ("line", "owner", "plan", "so far", "expected", "low", "high")
-    rows = [
-        dg.TableRecord(
-            dict(
-                zip(
-                    columns,
-                    (
-                        s.title,
-                        s.owner,
-                        f"{s.budget:.2f}",
-                        f"{s.actual:.2f}",
-                        round(s.forecast.expected, 2),
-                        round(s.forecast.low, 2),
-                        round(s.forecast.high, 2),
-                    ),
-                    strict=True,
-                )
-            )
-        )
-        for s in review.lines
-    ]
-    kinds = {"expected": "float", "low": "float", "high": "float"}
+    columns = dict.fromkeys(("line", "owner", "plan", "so far"), "string") | dict.fromkeys(("expected", "low", "high"), "float")
+    ends = ((s, s.forecast) for s in review.lines)
+    rows = (
+        (s.title, s.owner, f"{s.budget:.2f}", f"{s.actual:.2f}", round(f.expected, 2), round(f.low, 2), round(f.high, 2))
+        for s, f in ends
+    )
     yield dg.MaterializeResult(
         metadata={
             "sample data": dg.MetadataValue.bool(review.sample),
             "as of": dg.MetadataValue.text(str(review.as_of)),
-            "lines against plan": dg.MetadataValue.md(_picture("lines against plan", lines_chart(review))),
-            "cost by day": dg.MetadataValue.md(_picture("cost by day", daily_chart(review))),
-            "lines": dg.MetadataValue.table(rows, dg.TableSchema([dg.TableColumn(c, kinds.get(c, "string")) for c in columns])),
+            "lines against plan": picture("lines against plan", lines_chart(review)),
+            "cost by day": picture("cost by day", daily_chart(review)),
+            "lines": table(columns, rows),
             "expected": dg.MetadataValue.float(round(review.expected, 2)),
             "planned": dg.MetadataValue.float(float(review.budget)),
             "spent": dg.MetadataValue.float(float(review.spent)),
@@ -364,7 +308,7 @@ def quota_burndown(
         said = list(usage.limits(review.plan)) if usage else []
     told: dict[str, dg.MetadataValue] = {
         "sample data": dg.MetadataValue.bool(review.sample),
-        "quotas": dg.MetadataValue.md(_picture("quotas", quotas_chart(review))),
+        "quotas": picture("quotas", quotas_chart(review)),
     }
     for b in review.burns:
         told[f"{b.quota.id}_used_percent"] = dg.MetadataValue.float(round(100 * b.fraction, 1))
@@ -410,7 +354,3 @@ def cost_review(context: dg.AssetExecutionContext, cost_tools: Tools) -> dg.Mate
             "kept as": dg.MetadataValue.text(done.key),
         }
     )
-
-
-def _picture(what: str, png: bytes) -> str:
-    return f"![{what}](data:image/png;base64,{base64.b64encode(png).decode()})"

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
 
 from akidb_pipelines.catalog.catalog import Catalog
 from akidb_pipelines.catalog.models import CostFileRow, CostMonthRow, CostRollupRow
@@ -154,7 +154,7 @@ class CostTables:
             if cells is not None:
                 session.execute(delete(CostRollupRow).where(*same))
             if rows:
-                session.execute(CostRollupRow.__table__.insert(), rows)  # type: ignore[attr-defined]
+                session.execute(insert(CostRollupRow), rows)
             self._catalog.put(session, CostMonthRow, vars(month))
 
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from akidb_pipelines.costs.money import cents, plain, total
-from akidb_pipelines.costs.plan import GB_OF_TB, SHIPPED, Line, Number, Plan, read_model
+from akidb_pipelines.costs.plan import GB_OF_TB, SHIPPED, Line, Number, Plan, load_model
 
 PRICES = SHIPPED / "oci-prices.yaml"
 
@@ -68,13 +67,9 @@ class PriceList(BaseModel):
         return next((p for p in self.prices if p.id == name), None)
 
 
-def load_prices(path: Path = PRICES) -> PriceList:
-    """The price list.
-
-    Raises:
-        InputError: it is none.
-    """
-    return read_model(PriceList, path.read_text(encoding="utf-8"), str(path), "see docs/costs.md for the price list's fields")
+def load_prices() -> PriceList:
+    """The price list that is shipped."""
+    return load_model(PriceList, PRICES, "price list", "the installation")
 
 
 def lint(plan: Plan, prices: PriceList) -> list[PlanFinding]:

@@ -164,34 +164,41 @@ class Plan(_Strict):
         return next((n for n in lines if sku and sku in n.skus), None) or next((n for n in lines if service in n.services), None)
 
 
-def parse_plan(text: str, source: str) -> Plan:
-    """Read a plan book.
-
-    Raises:
-        InputError: it is no YAML, or not of this form; the message names the place.
-    """
-    return read_model(Plan, text, source, "see docs/costs.md for the plan book's fields")
-
-
 def load_plan(path: Path | None) -> Plan:
     """The plan book of a file; None means the one that is shipped.
 
     Raises:
         InputError: it cannot be read, or is none.
     """
-    path = path or PLAN
+    return load_model(Plan, path or PLAN, "plan book", "AKIDB_COST_PLAN")
+
+
+def load_model(model: type[M], path: Path, what: str, setting: str) -> M:
+    """A YAML file as a model.
+
+    Args:
+        model: its form.
+        path: of the file.
+        what: it is, for messages.
+        setting: that names another file.
+
+    Raises:
+        InputError: it cannot be read, or is not of this form; the message names every place.
+    """
     try:
-        return parse_plan(path.read_text(encoding="utf-8"), str(path))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"plan book {path}: {error.strerror}", hint="check AKIDB_COST_PLAN") from error
+        raise InputError(f"{what} {path}: {error.strerror}", hint=f"check {setting}") from error
+    return read_model(model, text, str(path))
 
 
-def read_model(model: type[M], text: str, source: str, hint: str) -> M:
+def read_model(model: type[M], text: str, source: str) -> M:
     """YAML as a model.
 
     Raises:
         InputError: it is no YAML, or not of this form; the message names every place.
     """
+    hint = "see docs/costs.md for the fields"
     try:
         data: Any = yaml.safe_load(text)
         return model.model_validate(data)

@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from akidb_pipelines.costs.money import plain, split
-from akidb_pipelines.costs.plan import SHIPPED, Number, read_model
-from akidb_pipelines.errors import InputError
+from akidb_pipelines.costs.plan import SHIPPED, Number, load_model
 from akidb_pipelines.periods import Month
 
 BOOK = SHIPPED / "price-book.yaml"
@@ -117,12 +116,7 @@ def load_price_book(path: Path | None) -> PriceBook:
     Raises:
         InputError: it cannot be read, or is none.
     """
-    path = path or BOOK
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"price book {path}: {error.strerror}", hint="check AKIDB_COST_PRICE_BOOK") from error
-    return read_model(PriceBook, text, str(path), "see docs/costs.md for the price book's fields")
+    return load_model(PriceBook, path or BOOK, "price book", "AKIDB_COST_PRICE_BOOK")
 
 
 def focus_csv(book: PriceBook, month: Month, until: date) -> bytes:

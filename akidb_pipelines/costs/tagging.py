@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from akidb_pipelines.costs.plan import SHIPPED, Number, read_model
+from akidb_pipelines.costs.plan import SHIPPED, Number, load_model
 from akidb_pipelines.errors import InputError
 
 RULES = SHIPPED / "allocation.yaml"
@@ -129,12 +129,7 @@ def load_rules(path: Path | None) -> Rules:
     Raises:
         InputError: it cannot be read, or has none.
     """
-    path = path or RULES
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"allocation rules {path}: {error.strerror}", hint="check AKIDB_COST_ALLOCATION") from error
-    return read_model(Rules, text, str(path), "see docs/costs.md for the fields")
+    return load_model(Rules, path or RULES, "allocation rules", "AKIDB_COST_ALLOCATION")
 
 
 def expect_known(rules: Rules, teams: Sequence[str]) -> None:

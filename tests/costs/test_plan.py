@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from akidb_pipelines.costs.lint import Kind, is_sound, lint, load_prices
-from akidb_pipelines.costs.plan import CORRECTED, PLAN, load_plan, parse_plan
+from akidb_pipelines.costs.plan import CORRECTED, PLAN, Plan, load_plan, read_model
 from akidb_pipelines.errors import InputError
 from akidb_pipelines.periods import Month
 
@@ -85,7 +85,7 @@ def test_a_cost_belongs_to_the_line_of_its_sku_before_that_of_its_service():
 
 
 def test_a_line_counts_from_its_date():
-    book = parse_plan(plan(LINE + LINE.replace("id: a", "id: b").replace("2025-11-01", "2027-01-01")), "p.yaml")
+    book = read_model(Plan, plan(LINE + LINE.replace("id: a", "id: b").replace("2025-11-01", "2027-01-01")), "p.yaml")
     assert [line.id for line in book.effective(Month.parse("2026-12"))] == ["a"]
     assert book.total(Month.parse("2027-01")) == Decimal("2.0")
 
@@ -105,7 +105,7 @@ def test_a_line_counts_from_its_date():
 )
 def test_a_plan_that_is_none_says_where(text, told):
     with pytest.raises(InputError) as error:
-        parse_plan(text, "p.yaml")
+        read_model(Plan, text, "p.yaml")
     assert told in error.value.message
 
 
