@@ -19,8 +19,11 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """What we call a column, and what versions call it, the newest first: a file may have the old name beside the new one."""
 
-MONEY = ("BilledCost", "EffectiveCost", "ListCost", "ContractedCost")
-NUMBERS = (*MONEY, "ListUnitPrice", "ContractedUnitPrice", "PricingQuantity", "ConsumedQuantity")
+EXACT = ("BilledCost", "EffectiveCost")
+"""What is added up: not a digit of it may be lost."""
+PRICES = ("ListUnitPrice", "ContractedUnitPrice")
+"""What is only compared with: one that is no number is left out."""
+NUMBERS = (*EXACT, "ListCost", "ContractedCost", *PRICES, "PricingQuantity", "ConsumedQuantity")
 TIMES = ("BillingPeriodStart", "BillingPeriodEnd", "ChargePeriodStart", "ChargePeriodEnd")
 TEXTS = (
     "Provider",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from akidb_pipelines.costs import engine
-from akidb_pipelines.costs.focus import FILLED, KEPT, LAB_ACCOUNT, NUMBERS, TIMES, WANTED, Header, read_header
+from akidb_pipelines.costs.focus import EXACT, FILLED, KEPT, LAB_ACCOUNT, NUMBERS, PRICES, TIMES, WANTED, Header, read_header
 from akidb_pipelines.costs.money import PLACES
 from akidb_pipelines.costs.oddities import EXTRA_COLUMNS, LACKING_COLUMNS, Oddity, refusals, scan
 from akidb_pipelines.errors import CheckError, InputError, OutsideError
@@ -171,12 +171,14 @@ def _too_fine(raw: str) -> str:
 
 def _typed(header: Header, column: str) -> str:
     raw = _raw(header, column)
-    if column in NUMBERS:
-        value = (
-            f"CASE WHEN {_too_fine(raw)} THEN error('too fine') ELSE CAST({raw} AS {_DECIMAL}) END"
-            if raw != "NULL"
-            else f"CAST(NULL AS {_DECIMAL})"
-        )
+    if raw == "NULL":
+        value = f"CAST(NULL AS {_DECIMAL if column in NUMBERS else 'TIMESTAMP' if column in TIMES else 'VARCHAR'})"
+    elif column in EXACT:
+        value = f"CASE WHEN {_too_fine(raw)} THEN error('too fine') ELSE CAST({raw} AS {_DECIMAL}) END"
+    elif column in PRICES:
+        value = f"TRY_CAST({raw} AS {_DECIMAL})"
+    elif column in NUMBERS:
+        value = f"CAST({raw} AS {_DECIMAL})"
     elif column in TIMES:
         # Nearly all are in UTC and say so; converting all through a time zone took a fifth of the whole.
         value = f"CASE WHEN suffix({raw}, 'Z') THEN CAST({raw} AS TIMESTAMP) ELSE CAST(CAST({raw} AS TIMESTAMPTZ) AS TIMESTAMP) END"
@@ -202,11 +204,12 @@ def _reasons(db: DuckDBPyConnection, path: Path, header: Header) -> Iterator[Rea
     import duckdb
 
     checks = []
-    for column in (c for c in (*NUMBERS, *TIMES) if c in header.sources):
+    for column in (c for c in (*NUMBERS, *TIMES) if c in header.sources and c not in PRICES):
         raw = _raw(header, column)
         if column in NUMBERS:
             wrong = [(f"TRY_CAST({raw} AS {_DECIMAL}) IS NULL", "is no number, or has more than 20 digits before the point")]
-            wrong.append((_too_fine(raw), f"has more than {PLACES} decimal places"))
+            if column in EXACT:
+                wrong.append((_too_fine(raw), f"has more than {PLACES} decimal places"))
         else:
             wrong = [(f"TRY_CAST({raw} AS TIMESTAMPTZ) IS NULL", "is no time in UTC, such as 2026-10-01T00:00:00Z")]
         checks += [

@@ -202,6 +202,11 @@ def test_a_value_that_cannot_be_kept_refuses_the_file_and_names_the_row(read, tm
     assert not (tmp_path / "lines.parquet").exists()
 
 
+@pytest.mark.parametrize("price", ["2.7777777777777779e-06", "on request", "NaN"])
+def test_a_unit_price_is_only_compared_with_and_refuses_nothing(read, price):
+    assert read([{"ListUnitPrice": price, "ConsumedQuantity": "0.33333333333333333333333"}]).billed == Decimal("1.5")
+
+
 def test_every_bad_row_is_named_up_to_a_limit(read):
     with pytest.raises(RefusedFileError) as error:
         read([{"BilledCost": "x"}] * 100)
