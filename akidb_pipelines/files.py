@@ -10,6 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -50,6 +51,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def writing_out(path: Path) -> Iterator[None]:
+    """Bring a file's bytes to the disk while the block runs: what would be waited for afterwards happens beside it.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    with path.open("rb") as handle, ThreadPoolExecutor(1) as beside:
+        done = beside.submit(os.fsync, handle.fileno())
+        yield
+        done.result()
 
 
 def temporary_prefix(prefix: str) -> str:

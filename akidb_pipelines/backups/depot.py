@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +24,7 @@ from akidb_pipelines.backups.sqlite import Examination, content_of, examine, put
 from akidb_pipelines.catalog.catalog import Catalog, CataloguedBackup, CheckOutcome
 from akidb_pipelines.cedar.sandbox import Sandbox, load_sandbox
 from akidb_pipelines.errors import InputError, IntegrityError, OutsideError, PipelineError
-from akidb_pipelines.files import scratch_folder
+from akidb_pipelines.files import scratch_folder, writing_out
 from akidb_pipelines.progress import Progress, Report
 from akidb_pipelines.quality.catalogue import ENGINES, run_catalogue_checks
 from akidb_pipelines.quality.result import CheckReport
@@ -209,8 +209,8 @@ class Depot:
             check()
             time.sleep(poll_s)
 
-    def bring(self, dump: Dump, folder: Path, report: Report = lambda _: None) -> Brought:
-        """Fetch a dump, unpack it and look at it in all four ways.
+    def bring(self, dump: Dump, folder: Path, report: Report = lambda _: None, *, durable: bool = False) -> Brought:
+        """Fetch a dump, unpack it and look at it in all four ways; a durable one is on the disk afterwards.
 
         Raises:
             ArchivedError: it must be asked for first.
@@ -232,15 +232,20 @@ class Depot:
         unpack(packed, raw)
         packed.unlink()
         report(Progress(f"verifying {dump.id}"))
-        return Brought(raw, examine(raw), perf_counter() - started)
+        try:
+            with writing_out(raw) if durable else nullcontext():
+                found = examine(raw)
+        except OSError as error:
+            raise OutsideError(f"writing {raw}: {error}", hint="free some space, or restore elsewhere") from error
+        return Brought(raw, found, perf_counter() - started)
 
-    def sound(self, dump: Dump, folder: Path, report: Report = lambda _: None) -> Brought:
+    def sound(self, dump: Dump, folder: Path, report: Report = lambda _: None, *, durable: bool = False) -> Brought:
         """Bring a dump, and refuse it unless it is what was dumped and sound.
 
         Raises:
             IntegrityError: it is not; the message names what is wrong first.
         """
-        brought = self.bring(dump, folder, report)
+        brought = self.bring(dump, folder, report, durable=durable)
         expect_sound(dump, brought.found)
         return brought
 
@@ -263,7 +268,7 @@ class Depot:
         beside = target.parent / ".akidb-restoring"
         try:
             with scratch_folder(beside) as folder:
-                brought = self.sound(dump, folder, report)
+                brought = self.sound(dump, folder, report, durable=True)
                 put_in_place(brought.path, target, replace=replace)
         finally:
             with suppress(OSError):  # another restore is at work there
