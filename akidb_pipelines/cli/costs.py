@@ -318,6 +318,11 @@ def _show_import(done: list[Imported], groups: list[Group]) -> None:
         name = f"{f.name}{' (sample)' if f.sample else ''}"
         table.add_row(state, escape(name), f"{f.line_count:,}", f"{f.billed:,.2f}", escape("; ".join(f.notes[:3])))
     wide(130).print(table)
+    if any(d.file.state == "quarantined" for d in done):
+        told_where = "nothing of a quarantined file counts; what to do: docs/runbooks/cost-file-quarantined.md"
+        err.print(told_where, soft_wrap=True, highlight=False)
+    if not groups:
+        return
     told = _totals(groups)
     for what in ("provider", "service", "billing_month"):
         table = Table(what.replace("_", " "), "lines", "billed", "effective")
