@@ -12,7 +12,6 @@ from datetime import date, timedelta
 from statistics import median
 
 DEVIATIONS, FRACTION, FLOOR = 5.0, 0.25, 5.0
-"""Backtested: all of the planted ones were found, with one false alarm in 25 months of a series."""
 _WEEKS = 8
 _LEAST_WEEKS = 3
 

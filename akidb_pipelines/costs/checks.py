@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from time import perf_counter
@@ -54,7 +55,7 @@ def run_month_checks(
         if name in found:
             started = perf_counter()
             report = found[name]()
-            yield CheckReport(report.check, report.results, perf_counter() - started, report.facts, report.advisory)
+            yield replace(report, seconds=perf_counter() - started)
     if engines := tuple(n for n in ENGINES if n in names):
         with scratch_folder(ledger.scratch) as folder:
             yield from run_catalogue_checks(ledger.catalog, ledger.sandbox, _ENTITY, engines, folder)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _MEMORY = "600MB"
 """Ten million rows are rolled up within; what does not fit goes to the scratch folder."""
 _THREADS = 1
-"""Two are no faster in sum: reading text is bound by memory, and costs a third more CPU."""
+"""Two are no faster in sum: reading text is bound by memory, and costs a quarter more CPU."""
 
 
 @contextmanager

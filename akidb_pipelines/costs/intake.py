@@ -180,7 +180,7 @@ def _typed(header: Header, column: str) -> str:
     elif column in NUMBERS:
         value = f"CAST({raw} AS {_DECIMAL})"
     elif column in TIMES:
-        # Nearly all are in UTC and say so; converting all through a time zone took a fifth of the whole.
+        # Nearly all are in UTC and say so; converting all through a time zone took a sixth of the whole.
         value = f"CASE WHEN suffix({raw}, 'Z') THEN CAST({raw} AS TIMESTAMP) ELSE CAST(CAST({raw} AS TIMESTAMPTZ) AS TIMESTAMP) END"
     else:
         value = f"CAST({raw} AS VARCHAR)"
