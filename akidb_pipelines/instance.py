@@ -11,6 +11,12 @@ from akidb_pipelines.settings import Settings
 
 _SOURCES = (Path(__file__).parent.parent / "dagster.yaml", Path(__file__).parent / "dagster.yaml")
 """In a checkout beside the package; in a wheel inside it."""
+_WORKSPACES = tuple(source.with_name("workspace.yaml") for source in _SOURCES)
+
+
+def workspace_file() -> Path:
+    """The workspace that loads this project's code: of a checkout, or of the wheel."""
+    return next((w for w in _WORKSPACES if w.is_file()), _WORKSPACES[0])
 
 
 def prepare_dagster_home(settings: Settings) -> Path:

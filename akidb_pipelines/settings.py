@@ -91,6 +91,17 @@ class Settings(BaseSettings):
         default="https://github.com/aifocal/akidb_pipelines/blob/main/docs",
         description="Where the docs folder is served; runbook links in the UI begin with it.",
     )
+    ui_url: str = Field(
+        default="", description="Address that browsers see of the UI with login; empty takes each request's own Host header."
+    )
+    auth_issuer: str = Field(default="", description="Who issues the tokens of people who sign in (claim iss).")
+    auth_audience: str = Field(default="akidb-pipelines", description="Whom their tokens must be meant for (claim aud).")
+    auth_jwks_url: str = Field(default="", description="Where the issuer publishes its keys.")
+    auth_groups: dict[str, Literal["platform-engineering", "application-engineering", "security", "qa"]] = Field(
+        default={t: t for t in ("platform-engineering", "application-engineering", "security", "qa")},
+        description="Team by the name of a group in the claim groups, as a JSON object; default: the teams' own names.",
+    )
+    access_log: Path | None = Field(default=None, description="Folder of the log of decisions; default access under AKIDB_HOME.")
     github_url: str = Field(default="", description="GitHub API; default for CI capacity: https://api.github.com.")
     github_repository: str = Field(default="", description="owner/name whose CI capacity is watched; empty: it is not.")
     github_token: SecretStr = Field(default=SecretStr(""), description="Token that may read its Actions and runners.")

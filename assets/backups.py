@@ -15,7 +15,7 @@ from akidb_pipelines.backups.checklist import BLOCKING_CHECKS, CHECKS, LAB
 from akidb_pipelines.errors import InputError, PipelineError
 from akidb_pipelines.resources import BackupTools
 from assets.checks import check_result
-from assets.common import PLATFORM, built_metadata, logging, newest_partition, telling
+from assets.common import built_metadata, logging, newest_partition, started_by, telling
 from assets.partitions import DAYS
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _expect_today(context: dg.AssetExecutionContext) -> None:
         dg.AssetSpec(
             DUMPS,
             group_name=GROUP,
-            owners=[PLATFORM],
+            owners=started_by("backups"),
             kinds={"sqlite"},
             description="A dump of every database of staging in cold storage, with digest, row counts, canary and snapshot time.",
             tags={"runbook": "restore-a-database"},
@@ -184,7 +184,7 @@ def backup_checks(context: dg.AssetCheckExecutionContext, backup_tools: Tools) -
         dg.AssetSpec(
             TERRAFORM,
             group_name=GROUP,
-            owners=[PLATFORM],
+            owners=started_by("backups"),
             kinds={"terraform"},
             description="A copy of Terraform's state in the versioned area tfstate; a stale, truncated or foreign one is refused.",
             tags={"runbook": "node-lost-in-staging"},
@@ -228,7 +228,7 @@ def terraform_state_backup(
         dg.AssetSpec(
             DASHBOARDS,
             group_name=GROUP,
-            owners=[PLATFORM],
+            owners=started_by("backups"),
             kinds={"grafana", "git"},
             description="Grafana's dashboards as normalised JSON in a git repository; a commit when one changed.",
             tags={"runbook": "node-lost-in-staging"},
@@ -284,7 +284,7 @@ class RetentionConfig(dg.Config):
     deps=[DUMPS],
     partitions_def=DAYS,
     group_name=GROUP,
-    owners=[PLATFORM],
+    owners=started_by("backups"),
     kinds={"python"},
     description="Dumps archived and removed: 30 days and 12 months stay, the newest 7 days at hand. Waits for the day's checks.",
     tags={"runbook": "restore-a-database"},

@@ -14,6 +14,18 @@ from akidb_pipelines.progress import Progress, Report
 
 PLATFORM = "team:platform-engineering"
 SECURITY = "team:security"
+
+
+def started_by(group: str, team: str = PLATFORM) -> list[str]:
+    """Owners of an asset or job: the team that answers for it, and the group of those who may start it (docs/access.md).
+
+    Args:
+        group: a pipeline of AkiDB::Ops, or `sandbox`, `registry`, `reflash`; akidb_pipelines/operations/access/rights.py has them all.
+        team: who answers.
+    """
+    return [team, f"team:{group}"]
+
+
 _SHOWN = 200
 BUILD = "build_sha256"
 """Metadata entry of a materialization: the digest that names what was built."""

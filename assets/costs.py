@@ -16,7 +16,7 @@ from akidb_pipelines.errors import InputError
 from akidb_pipelines.periods import Month
 from akidb_pipelines.resources import CostTools
 from assets.checks import check_result
-from assets.common import PLATFORM, logging, picture, table, telling
+from assets.common import logging, picture, started_by, table, telling
 from assets.partitions import ARRIVAL_DAYS, MONTHS
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ _ABOUT_CHECKS = {
         dg.AssetSpec(
             FILES,
             group_name=GROUP,
-            owners=[PLATFORM],
+            owners=started_by("costs"),
             kinds={"csv"},
             description="The ledger of billing files: what arrived, and whether it counts. A launch takes in whatever is not known yet.",
             tags={"runbook": "cost-file-quarantined"},
@@ -71,7 +71,7 @@ _ABOUT_CHECKS = {
             LINES,
             deps=[FILES],
             group_name=GROUP,
-            owners=[PLATFORM],
+            owners=started_by("costs"),
             kinds={"parquet", "duckdb"},
             description="Billing lines, typed: money as DECIMAL(38,18), billing and charge periods in UTC.",
         ),
@@ -125,7 +125,7 @@ def cost_intake(context: dg.AssetExecutionContext, cost_tools: Tools) -> Iterato
     deps=[LINES],
     partitions_def=MONTHS,
     group_name=GROUP,
-    owners=[PLATFORM],
+    owners=started_by("costs"),
     kinds={"duckdb"},
     description="A billing month by provider, service, SKU, team, tenant and environment. What comes late is a further version.",
     tags={"runbook": "cost-month-held-back"},
@@ -213,7 +213,7 @@ def _month(context: dg.AssetCheckExecutionContext, ledger: "Ledger") -> Month:
     deps=[ROLLUP],
     partitions_def=MONTHS,
     group_name=GROUP,
-    owners=[PLATFORM],
+    owners=started_by("costs"),
     kinds={"python"},
     description="Who pays what of a billing month: shared costs split by the allocation rules, to the last digit.",
 )
@@ -243,7 +243,7 @@ def cost_allocation(context: dg.AssetExecutionContext, cost_tools: Tools) -> dg.
     deps=[ROLLUP],
     partitions_def=MONTHS,
     group_name=GROUP,
-    owners=[PLATFORM],
+    owners=started_by("costs"),
     kinds={"python"},
     description="What each line of the plan will have cost at the month's end, with an interval, against what was planned.",
     tags={"runbook": "cost-line-above-plan"},
@@ -288,7 +288,7 @@ def cost_forecast(
     deps=[ROLLUP],
     partitions_def=MONTHS,
     group_name=GROUP,
-    owners=[PLATFORM],
+    owners=started_by("costs"),
     kinds={"python"},
     description="How much of each quota is used, and when it will be exhausted if things go on as they do.",
     check_specs=[
@@ -323,7 +323,7 @@ def quota_burndown(
     key=REVIEW,
     deps=[ALLOCATION, FORECAST, QUOTAS],
     group_name=GROUP,
-    owners=[PLATFORM],
+    owners=started_by("costs"),
     kinds={"markdown"},
     description="The bi-weekly review: a page to be sent to whoever pays, with pictures and tables, in cold storage too.",
     tags={"runbook": "cost-line-above-plan"},

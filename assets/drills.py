@@ -16,7 +16,7 @@ from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.periods import Quarter
 from akidb_pipelines.resources import DrillTools
 from assets.checks import check_result
-from assets.common import PLATFORM, logging, telling
+from assets.common import PLATFORM, logging, started_by, telling
 from assets.partitions import QUARTERS
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class DrillConfig(dg.Config):
         dg.AssetSpec(
             REPORT,
             group_name=GROUP,
-            owners=[PLATFORM],
+            owners=started_by("dr_lab"),
             kinds={"docker", "oracle"},
             description="A DR drill's report: a node is lost, built anew, its data brought back from our backups; against RTO and RPO.",
             tags={"runbook": "drill-failed"},
@@ -274,6 +274,7 @@ def recover_drills(context: dg.OpExecutionContext, drill_tools: Tools) -> None:
 
 @dg.job(
     name="dr_drill_recovery",
+    owners=[PLATFORM],
     description="Put right what an interrupted drill has left: nodes on, joined, their databases served. Harmless when there is nothing.",
     tags={"pipeline": "dr_lab"},
 )

@@ -16,7 +16,7 @@ from akidb_pipelines.periods import Week
 from akidb_pipelines.progress import Progress
 from akidb_pipelines.resources import FixtureTools
 from assets.checks import check_result, drift_of
-from assets.common import BUILD, PLATFORM, SECURITY, built_metadata, logging, newest_partition, telling
+from assets.common import BUILD, SECURITY, built_metadata, logging, newest_partition, started_by, telling
 from assets.fixture_metadata import build_metadata, drift_metadata
 from assets.partitions import WEEKS
 
@@ -46,7 +46,7 @@ _SANDBOX_SPEC = dg.AssetSpec(
     SANDBOX,
     group_name=GROUP,
     description="Schema and policies of the Cedar sandbox. Its data version is the digest of namespace AkiDB and its policies.",
-    owners=[SECURITY],
+    owners=started_by("sandbox", SECURITY),
     kinds={"cedar"},
     tags={"runbook": "fixture-drift"},
 )
@@ -81,7 +81,7 @@ def cedar_sandbox_schema(context: dg.AssetExecutionContext, fixture_tools: Tools
     partitions_def=WEEKS,
     deps=[SANDBOX],
     group_name=GROUP,
-    owners=[PLATFORM],
+    owners=started_by("fixtures"),
     kinds={"sqlite", "python"},
     code_version="1",
     description="SQLite test databases of a week: five tenants, users, vectors with exact ground truth, a week of audited requests.",
@@ -140,7 +140,7 @@ def fixture_checks(context: dg.AssetCheckExecutionContext, fixture_tools: Tools)
     partitions_def=WEEKS,
     deps=[DATABASES],
     group_name=GROUP,
-    owners=[PLATFORM],
+    owners=started_by("fixtures"),
     kinds={"sqlite"},
     code_version="1",
     description="The week's fixtures as an immutable, signed revision in the artifact registry; `latest` moves forward to it.",

@@ -16,7 +16,7 @@ from akidb_pipelines.periods import Month
 from akidb_pipelines.resources import ImageTools
 from akidb_pipelines.settings import Settings
 from assets.checks import check_result
-from assets.common import BUILD, PLATFORM, built_metadata, logging, member_partition, telling
+from assets.common import BUILD, built_metadata, logging, member_partition, started_by, telling
 from assets.partitions import jetson_months
 from assets.registry import RETENTION
 
@@ -68,7 +68,7 @@ def jetson_assets(devices: Sequence[str]) -> JetsonAssets:
         key=CAPTURE,
         partitions_def=partitions,
         group_name=GROUP,
-        owners=[PLATFORM],
+        owners=started_by("jetson"),
         kinds={"python"},
         pool=POOL,
         code_version="1",
@@ -113,7 +113,7 @@ def jetson_assets(devices: Sequence[str]) -> JetsonAssets:
         partitions_def=partitions,
         deps=[CAPTURE],
         group_name=GROUP,
-        owners=[PLATFORM],
+        owners=started_by("jetson"),
         kinds={"tuf"},
         code_version="1",
         description="The month's image as the golden one of its device, from which it is reflashed; kept for ever.",
@@ -197,7 +197,7 @@ class PruneConfig(dg.Config):
     key=PACKS,
     deps=[RETENTION],
     group_name=GROUP,
-    owners=[PLATFORM],
+    owners=started_by("registry"),
     kinds={"python"},
     description="Packs of blocks: those that no image needs are removed after 14 days, those mostly not needed are packed anew.",
     tags={"runbook": "clone-failed"},

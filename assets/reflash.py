@@ -11,7 +11,7 @@ import dagster as dg
 
 from akidb_pipelines.errors import InputError
 from akidb_pipelines.resources import ImageTools
-from assets.common import PLATFORM, logging, telling
+from assets.common import logging, started_by, telling
 
 if TYPE_CHECKING:
     from akidb_pipelines.images.reflash import ReflashPlan
@@ -22,7 +22,7 @@ REPORT = dg.AssetKey("jetson_reflash_report")
 report_spec = dg.AssetSpec(
     REPORT,
     group_name="jetson",
-    owners=[PLATFORM],
+    owners=started_by("reflash"),
     description="What job jetson_reflash planned or did, newest first: the image, what was written, what was found afterwards.",
     tags={"runbook": "reflash-a-jetson"},
 )
@@ -100,6 +100,7 @@ def _tell(context: dg.OpExecutionContext, planned: "ReflashPlan", outcome: str, 
 
 @dg.job(
     name="jetson_reflash",
+    owners=started_by("reflash"),
     description="Write an image onto a Jetson's drive. Only plans unless dry_run is false and confirm repeats the device's name.",
     # Writing a large drive takes hours, and nobody but a person starts it again.
     tags={"pipeline": "jetson", "dagster/max_runtime": "86400", "dagster/max_retries": "0"},

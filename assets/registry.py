@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from akidb_pipelines.resources import RegistryTools
-from assets.common import PLATFORM, telling
+from assets.common import started_by, telling
 from assets.fixtures import RELEASE
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Tools = dg.ResourceParam[RegistryTools]
     key=REGISTRY,
     deps=[RELEASE],
     group_name=GROUP,
-    owners=[PLATFORM],
+    owners=started_by("fixtures"),
     kinds={"tuf"},
     description="Releases and signed channels that engineers and CI pull from: heads, sizes, and when the signatures end.",
     tags={"runbook": "pull-fails"},
@@ -121,7 +121,7 @@ class RetentionConfig(dg.Config):
     key=RETENTION,
     deps=[REGISTRY],
     group_name=GROUP,
-    owners=[PLATFORM],
+    owners=started_by("registry"),
     kinds={"tuf"},
     description="What retention keeps, retires and removes, and why: eight newest weeks, pins, channel targets; a week of grace.",
     tags={"runbook": "pull-fails"},

@@ -22,7 +22,7 @@ from akidb_pipelines.periods import Week
 from akidb_pipelines.resources import RunnerTools
 from akidb_pipelines.settings import Settings
 from assets.checks import check_result
-from assets.common import BUILD, PLATFORM, built_metadata, logging, member_partition, telling
+from assets.common import BUILD, built_metadata, logging, member_partition, started_by, telling
 from assets.partitions import runner_weeks
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def runner_assets(runners: Sequence[str]) -> RunnerAssets:
         key=IMAGE_BUILD,
         partitions_def=partitions,
         group_name=GROUP,
-        owners=[PLATFORM],
+        owners=started_by("runner_images"),
         kinds={"docker", "ansible"},
         pool=POOL,
         code_version="1",
@@ -104,7 +104,7 @@ def runner_assets(runners: Sequence[str]) -> RunnerAssets:
         partitions_def=partitions,
         deps=[IMAGE_BUILD],
         group_name=GROUP,
-        owners=[PLATFORM],
+        owners=started_by("runner_images"),
         kinds={"python"},
         pool=POOL,
         code_version="1",
@@ -162,7 +162,7 @@ def runner_assets(runners: Sequence[str]) -> RunnerAssets:
         partitions_def=partitions,
         deps=[ARCHIVE],
         group_name=GROUP,
-        owners=[PLATFORM],
+        owners=started_by("runner_images"),
         kinds={"tuf"},
         code_version="1",
         description="The week's image in production: what CI runners start from. An older week never takes a newer one's place.",
@@ -319,7 +319,7 @@ def _archive_metadata(archived: "Archived", changed: "Difference | None", settin
         dg.AssetSpec(
             CAPACITY,
             group_name=GROUP,
-            owners=[PLATFORM],
+            owners=started_by("runner_images"),
             kinds={"github"},
             description="Jobs that run and wait on the CI runners, and which are online, from GitHub Actions.",
             tags={"runbook": "ci-runner-offline"},

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
 import dagster as dg
 
 from assets import backups, costs, drills, fixtures, jetson, registry, runners
+from assets.common import started_by
+
+# Owners decide who may start a job (docs/access.md); of jobs they are beta in this Dagster, and it says so at every load.
+warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `JobDefinition", category=dg.BetaWarning)
 
 fixtures_job = dg.define_asset_job(
     "fixtures",
+    owners=started_by("fixtures"),
     selection=dg.AssetSelection.assets(fixtures.DATABASES, fixtures.RELEASE, registry.REGISTRY),
     description="Build, check and release the fixtures of one week; pull them back as a stranger would.",
     tags={"pipeline": "fixtures"},
@@ -15,6 +22,7 @@ fixtures_job = dg.define_asset_job(
 
 observe_sandbox_job = dg.define_asset_job(
     "observe_sandbox",
+    owners=started_by("sandbox"),
     selection=dg.AssetSelection.assets(fixtures.SANDBOX),
     description="Record which sandbox is in force; fixtures built for another one become stale.",
     tags={"pipeline": "fixtures"},
@@ -22,6 +30,7 @@ observe_sandbox_job = dg.define_asset_job(
 
 registry_gc_job = dg.define_asset_job(
     "registry_gc",
+    owners=started_by("registry"),
     selection=dg.AssetSelection.assets(registry.REGISTRY, registry.RETENTION, jetson.PACKS),
     description="Retire releases outside retention, remove those whose grace is over, sweep packs. With dry_run it only says so.",
     tags={"pipeline": "registry"},
@@ -29,6 +38,7 @@ registry_gc_job = dg.define_asset_job(
 
 jetson_images_job = dg.define_asset_job(
     "jetson_images",
+    owners=started_by("jetson"),
     selection=dg.AssetSelection.assets(jetson.CAPTURE, jetson.GOLDEN_IMAGE),
     description="Capture the drive of one Jetson for one month, check the image, make it golden.",
     # The first image of a large drive takes hours.
@@ -37,6 +47,7 @@ jetson_images_job = dg.define_asset_job(
 
 runner_images_job = dg.define_asset_job(
     "runner_images",
+    owners=started_by("runner_images"),
     selection=dg.AssetSelection.assets(runners.IMAGE_BUILD, runners.ARCHIVE, runners.RELEASE),
     description="Build the image of one CI runner for one week, archive it, boot what was archived, put it into production.",
     # A Mac's image takes hours.
@@ -45,6 +56,7 @@ runner_images_job = dg.define_asset_job(
 
 runner_capacity_job = dg.define_asset_job(
     "runner_capacity",
+    owners=started_by("runner_images"),
     selection=dg.AssetSelection.assets(runners.CAPACITY),
     description="Ask GitHub how busy the CI runners are.",
     tags={"pipeline": "runner_images"},
@@ -52,6 +64,7 @@ runner_capacity_job = dg.define_asset_job(
 
 backups_job = dg.define_asset_job(
     "backups",
+    owners=started_by("backups"),
     selection=dg.AssetSelection.assets(backups.DUMPS, backups.TERRAFORM, backups.DASHBOARDS, backups.RETENTION),
     description="Dump every database of staging and restore each dump as a proof; keep Terraform's state and the dashboards; clear away.",
     tags={"pipeline": "backups"},
@@ -59,6 +72,7 @@ backups_job = dg.define_asset_job(
 
 costs_intake_job = dg.define_asset_job(
     "costs_intake",
+    owners=started_by("costs"),
     selection=dg.AssetSelection.assets(costs.FILES, costs.LINES),
     description="Take in every billing file that the ledger does not know.",
     tags={"pipeline": "costs"},
@@ -66,6 +80,7 @@ costs_intake_job = dg.define_asset_job(
 
 costs_rollup_job = dg.define_asset_job(
     "costs_rollup",
+    owners=started_by("costs"),
     selection=dg.AssetSelection.assets(costs.ROLLUP, costs.ALLOCATION, costs.FORECAST, costs.QUOTAS),
     description="Add one billing month up, check it, say who pays, forecast its end, hold it against quotas.",
     tags={"pipeline": "costs"},
@@ -73,6 +88,7 @@ costs_rollup_job = dg.define_asset_job(
 
 costs_review_job = dg.define_asset_job(
     "costs_review",
+    owners=started_by("costs"),
     selection=dg.AssetSelection.assets(costs.REVIEW),
     description="Write the bi-weekly review of what was added up last.",
     tags={"pipeline": "costs"},
@@ -80,6 +96,7 @@ costs_review_job = dg.define_asset_job(
 
 dr_drill_job = dg.define_asset_job(
     "dr_drill",
+    owners=started_by("dr_lab"),
     selection=dg.AssetSelection.assets(drills.REPORT),
     description="Rehearse a disaster: on the lab for real; on OCI as a dry run, unless dry_run is false and confirm says what is lost.",
     # Nobody but a person starts a drill again.

@@ -75,7 +75,8 @@ class Authorizer:
     Args:
         sandbox: schema and policies.
         entities: Cedar JSON entities; every one that a request leads to must be among them.
-        policies: ask these instead of all policies of namespace AkiDB.
+        policies: ask these instead of all policies of the namespace.
+        namespace: whose actions and policies.
 
     Raises:
         CheckError: an entity does not fit the schema.
@@ -86,8 +87,10 @@ class Authorizer:
         sandbox: Sandbox,
         entities: Iterable[dict[str, Any]],
         policies: cedarpy.PolicySet | None = None,
+        namespace: str = PRODUCT,
     ) -> None:
-        self._policies = policies or sandbox.policy_set(PRODUCT)
+        self._namespace = namespace
+        self._policies = policies or sandbox.policy_set(namespace)
         try:
             # With the schema: without it references become plain records and every decision quietly turns to Deny.
             self._entities = cedarpy.Entities.from_json_str(json.dumps(list(entities)), sandbox.schema)
@@ -102,7 +105,7 @@ class Authorizer:
         """
         request = {
             "principal": reference(principal),
-            "action": {"type": f"{PRODUCT}::Action", "id": action},
+            "action": {"type": f"{self._namespace}::Action", "id": action},
             "resource": reference(resource),
             "context": {},
         }

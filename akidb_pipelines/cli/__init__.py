@@ -26,6 +26,7 @@ from akidb_pipelines.cli.lab import lab_app
 from akidb_pipelines.cli.registry import registry_app
 from akidb_pipelines.cli.runners import runners_app
 from akidb_pipelines.cli.store import store_app
+from akidb_pipelines.cli.ui import access_app, ui
 from akidb_pipelines.errors import ExitCode, PipelineError
 from akidb_pipelines.settings import Settings
 
@@ -46,7 +47,9 @@ app.add_typer(lab_app, name="lab")
 app.add_typer(registry_app, name="registry")
 app.add_typer(store_app, name="store")
 app.add_typer(cedar_app, name="cedar")
+app.add_typer(access_app, name="access")
 app.add_typer(hooks_app, name="hooks")
+app.command("ui")(ui)
 
 
 def main() -> None:

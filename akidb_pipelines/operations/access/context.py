@@ -1,0 +1,189 @@
+"""Dagster's request context, with every permission decided by Cedar.
+
+The UI greys its buttons by what stands here, and Dagster's own resolvers ask it before they change anything. Without a principal nothing is
+permitted. While a matter is before the court (a mutation, mostly), decisions go into the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dagster import AssetCheckKey
+from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
+from dagster._core.workspace.permissions import EDITOR_PERMISSIONS, LOCATION_SCOPED_PERMISSIONS, PermissionResult, Permissions
+from starlette.requests import HTTPConnection
+
+from akidb_pipelines.cedar.authorize import Decision
+from akidb_pipelines.operations.access.identity import Principal
+from akidb_pipelines.operations.access.journal import Entry, Journal
+from akidb_pipelines.operations.access.judge import Judge
+from akidb_pipelines.operations.access.rights import LAUNCH, ON_DEPLOYMENT, SANDBOX_CHECKS, Right, starting
+
+USER_TAG = "user"
+"""Of a run: who asked for it."""
+SCOPE_KEY = "akidb.principal"
+"""Where the gate leaves the principal of a connection."""
+_NOBODY = Principal("nobody", "", (), 0)
+
+
+@dataclass(frozen=True)
+class Access:
+    """What decides, and where that is written down."""
+
+    judge: Judge
+    journal: Journal
+
+    def record(self, principal: Principal, right: Right, decision: Decision, matter: Matter, address: str) -> None:
+        """Write a decision down.
+
+        Raises:
+            OutsideError: it cannot be; what was asked must not be done.
+        """
+        entry = Entry(
+            principal.name,
+            principal.teams,
+            matter.asked,
+            matter.about,
+            str(right),
+            decision.allowed,
+            decision.policy,
+            address,
+        )
+        self.journal.write(entry)
+
+
+@dataclass
+class Matter:
+    """What is being decided: a mutation, or a page that not everybody may read."""
+
+    asked: str
+    about: str = ""
+    written: bool = False
+    """Whether a decision about it stands in the journal."""
+    denied: tuple[Right, Decision] | None = None
+    """The denial that stands if no narrower right is asked for."""
+
+
+class CedarRequestContext(WorkspaceRequestContext):
+    """One request of one principal."""
+
+    def __init__(self, access: Access, principal: Principal | None, address: str, **dagster: Any) -> None:
+        super().__init__(**dagster)
+        self._access, self._address = access, address
+        self.principal = principal or _NOBODY
+        self._matter: Matter | None = None
+
+    @contextmanager
+    def deciding(self, asked: str, about: str = "") -> Iterator[None]:
+        """Decisions in here are about that, and are written down."""
+        self._matter = matter = Matter(asked, about)
+        try:
+            yield
+        finally:
+            self._matter = None
+            if matter.denied and not matter.written:
+                self._access.record(self.principal, *matter.denied, matter, self._address)
+
+    def may(self, right: Right, *, at_large: bool = False) -> bool:
+        """Whether the principal may. It is written down before it is done.
+
+        Args:
+            right: what it takes.
+            at_large: a narrower right may do as well, and will be asked for if this one is denied.
+
+        Raises:
+            OutsideError: the decision cannot be written down.
+        """
+        decision = self._access.judge.decide(self.principal, right)
+        if self._matter and at_large and not decision.allowed:
+            self._matter.denied = right, decision
+        elif self._matter:
+            self._access.record(self.principal, right, decision, self._matter, self._address)
+            self._matter.written = True
+        return decision.allowed
+
+    # --- what Dagster asks
+
+    @property
+    def permissions(self) -> Mapping[str, PermissionResult]:
+        """On the deployment."""
+        return {p.value: self._result(p, ON_DEPLOYMENT[p]) for p in Permissions}
+
+    def permissions_for_location(self, *, location_name: str) -> Mapping[str, PermissionResult]:
+        """There is one location: as on the deployment."""
+        return {p.value: self._result(p, ON_DEPLOYMENT[p]) for p in LOCATION_SCOPED_PERMISSIONS}
+
+    def has_permission(self, permission: str) -> bool:
+        """One permission, rather than all of them for the sake of one."""
+        self._checked_permissions.add(permission)
+        which = Permissions(permission)
+        return EDITOR_PERMISSIONS[which] and self.may(ON_DEPLOYMENT[which], at_large=which in LAUNCH)
+
+    def has_permission_for_location(self, permission: str, location_name: str) -> bool:
+        """There is one location: as on the deployment, which was asked before."""
+        return self.has_permission(permission)
+
+    def permissions_for_owner(self, *, owner: str) -> Mapping[str, PermissionResult]:
+        """What starting something of this owner takes."""
+        right = starting([owner])
+        return {p.value: self._result(p, right) for p in LAUNCH} if right else {}
+
+    def has_permission_for_owners(self, permission: str, owners: Sequence[str]) -> bool:
+        """Starting is decided by what is started; nothing else is."""
+        self._checked_permissions.add(permission)
+        if Permissions(permission) not in LAUNCH:
+            return False
+        # `team:sandbox` is added to the owners of its checks: either right is enough.
+        return any(self.may(right) for owner in owners if (right := starting([owner])))
+
+    def get_owners_for_selector(self, selector: Any) -> Sequence[str]:
+        """Who manages the sandbox may run its checks."""
+        owners = super().get_owners_for_selector(selector)
+        if isinstance(selector, AssetCheckKey) and selector.name in SANDBOX_CHECKS:
+            return [*owners, "team:sandbox"]
+        return owners
+
+    def viewer_has_any_owner_definition_permissions(self) -> bool:
+        """Ask about owners."""
+        return bool(self.principal.teams)
+
+    def get_viewer_tags(self) -> dict[str, str]:
+        """Tags of the backfills that they start."""
+        return {USER_TAG: self.principal.name}
+
+    def get_reporting_user_tags(self) -> dict[str, str]:
+        """Tags of the events that they report."""
+        return self.get_viewer_tags()
+
+    def _result(self, permission: Permissions, right: Right) -> PermissionResult:
+        # What this edition of Dagster cannot do, nobody may.
+        if EDITOR_PERMISSIONS[permission] and self._access.judge.decide(self.principal, right).allowed:
+            return PermissionResult(True, None)
+        return PermissionResult(False, f"{self.principal.name} may not {right} (Cedar)")
+
+
+class CedarProcessContext(WorkspaceProcessContext):
+    """Makes the contexts of requests."""
+
+    def __init__(self, access: Access, **dagster: Any) -> None:
+        self.access = access
+        super().__init__(**dagster)
+
+    def create_request_context(self, source: object | None = None) -> CedarRequestContext:
+        """For one connection; what is no connection is nobody's."""
+        scope = source.scope if isinstance(source, HTTPConnection) else {}
+        client = scope.get("client")
+        return CedarRequestContext(
+            self.access,
+            scope.get(SCOPE_KEY),
+            client[0] if client else "",
+            instance=self._instance,
+            current_workspace=self.get_current_workspace(),
+            process_context=self,
+            version=self.version,
+            source=source,
+            read_only=self._read_only,
+        )

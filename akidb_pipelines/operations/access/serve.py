@@ -1,0 +1,70 @@
+"""Serving the UI behind the front: Dagster's instance and workspace, Cedar, the journal, uvicorn."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import uvicorn
+from dagster import DagsterInstance
+from dagster import __version__ as dagster_version
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from prometheus_client import CollectorRegistry, Histogram, start_http_server
+
+from akidb_pipelines.errors import InputError, OutsideError
+from akidb_pipelines.operations.access.context import Access, CedarProcessContext
+from akidb_pipelines.operations.access.front import GuardedWebserver
+from akidb_pipelines.operations.access.identity import open_doorkeeper
+from akidb_pipelines.operations.access.journal import open_journal
+from akidb_pipelines.operations.access.judge import Judge
+from akidb_pipelines.operations.coordinator import NamingRunCoordinator
+from akidb_pipelines.settings import Settings
+
+_POOL_RECYCLE_S, _STATEMENT_MS, _POOL_OVERFLOW = 3600, 15_000, 20
+_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+"""Seconds. 5 ms is the alert's limit and must be a bound."""
+
+
+def decision_times(registry: CollectorRegistry) -> Histogram:
+    """How long Cedar takes for a decision, as the alert cedar.latency.p99>5ms reads it."""
+    return Histogram(
+        "akidb_pipelines_cedar_decision_seconds", "Time of one evaluation by Cedar.", buckets=_BUCKETS, registry=registry
+    )
+
+
+def serve_front(settings: Settings, workspace: Path, host: str, port: int, metrics_port: int) -> None:
+    """Serve until told to end.
+
+    Args:
+        settings: issuer, audience, teams, sandbox, journal.
+        workspace: workspace.yaml with the code locations.
+        host: address to listen on.
+        port: for the UI and its API.
+        metrics_port: for Prometheus, on the same address; 0 serves none.
+
+    Raises:
+        InputError: a setting, the sandbox or the instance's configuration is unusable.
+        OutsideError: a port cannot be had.
+    """
+    registry = CollectorRegistry()
+    access = Access(Judge(settings.cedar_sandbox, decision_times(registry).observe), open_journal(settings))
+    doorkeeper = open_doorkeeper(settings)
+    with ExitStack() as stack:
+        instance = stack.enter_context(DagsterInstance.get())
+        if not isinstance(instance.run_coordinator, NamingRunCoordinator):
+            raise InputError(
+                f"runs of this instance are queued by {type(instance.run_coordinator).__name__}, which does not name who asked",
+                hint="take run_coordinator from the project's dagster.yaml into DAGSTER_HOME/dagster.yaml",
+            )
+        instance.optimize_for_webserver(_STATEMENT_MS, _POOL_RECYCLE_S, _POOL_OVERFLOW)
+        target = WorkspaceFileTarget([str(workspace)])
+        context = stack.enter_context(
+            CedarProcessContext(access, instance=instance, version=dagster_version, read_only=False, workspace_load_target=target)
+        )
+        app = GuardedWebserver(context, doorkeeper, settings.ui_url).create_asgi_app()
+        if metrics_port:
+            try:
+                start_http_server(metrics_port, host, registry)
+            except OSError as error:
+                raise OutsideError(f"metrics at {host}:{metrics_port}: {error}", hint="choose another --metrics-port") from error
+        uvicorn.run(app, host=host, port=port, log_level="warning", proxy_headers=False)

@@ -1,0 +1,321 @@
+"""Through the real front: each team sees and does exactly what the matrix of docs/access.md says, and the journal tells it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+
+from akidb_pipelines.cedar.sandbox import SHIPPED
+from akidb_pipelines.definitions import build_defs
+from akidb_pipelines.errors import InputError, OutsideError
+from akidb_pipelines.operations.access.identity import Doorkeeper, Principal, PublishedKeys, RefusedTokenError
+from akidb_pipelines.operations.access.journal import Entry, Journal
+from akidb_pipelines.operations.access.judge import Judge
+from akidb_pipelines.operations.access.matrix import decide_matrix
+from akidb_pipelines.operations.access.rights import ADMINISTER, STARTS, VIEW, Right, leaves_the_lab
+from akidb_pipelines.settings import Settings
+from tests.services.front import Front
+from tests.services.identity import Issuer
+
+TEAMS = ("platform-engineering", "application-engineering", "security", "qa")
+
+# Who may start which job: platform, application, security, qa.
+JOBS = {
+    "fixtures": "yyny",
+    "observe_sandbox": "ynyn",
+    "runner_images": "yynn",
+    "runner_capacity": "yynn",
+    "registry_gc": "ynnn",
+    "jetson_images": "ynnn",
+    "jetson_reflash": "ynnn",
+    "dr_drill": "yyny",
+    "dr_drill_recovery": "ynnn",
+    "backups": "ynnn",
+    "costs_intake": "yynn",
+    "costs_rollup": "yynn",
+    "costs_review": "yynn",
+}
+ASSETS = {
+    "fixture_databases": "yyny",
+    "fixture_release": "yyny",
+    "cedar_sandbox_schema": "ynyn",
+    "registry_retention": "ynnn",
+    "image_packs": "ynnn",
+    "jetson_capture": "ynnn",
+    "runner_image_build": "yynn",
+    "staging_dumps": "ynnn",
+    "dr_drill_report": "yyny",
+    "cost_review": "yynn",
+}
+SEEN = """{
+  repositoriesOrError { ... on RepositoryConnection { nodes {
+    jobs { name hasLaunchExecutionPermission hasLaunchReexecutionPermission }
+    schedules { name scheduleState { hasStartPermission hasStopPermission } }
+    sensors { name hasCursorUpdatePermissions sensorState { hasStartPermission hasStopPermission } }
+  } } }
+  assetNodes { assetKey { path } hasMaterializePermission hasWipePermission hasReportRunlessAssetEventPermission }
+  permissions { permission value }
+  canBulkTerminate
+}"""
+
+
+@pytest.fixture(scope="module")
+def seen(front, issuer):
+    """What the API tells each team's UI."""
+    return {team: front.graphql(SEEN, issuer.token(team))["data"] for team in TEAMS}
+
+
+@pytest.mark.parametrize("job", sorted(JOBS))
+def test_who_may_start_a_job(seen, job):
+    for team, may in zip(TEAMS, JOBS[job], strict=True):
+        (told,) = [j for j in seen[team]["repositoriesOrError"]["nodes"][0]["jobs"] if j["name"] == job]
+        assert told["hasLaunchExecutionPermission"] == told["hasLaunchReexecutionPermission"] == (may == "y"), team
+
+
+def test_every_job_is_in_the_table(seen):
+    jobs = {j["name"] for j in seen["platform-engineering"]["repositoriesOrError"]["nodes"][0]["jobs"]}
+    assert jobs - {"__ASSET_JOB"} <= {*JOBS} | {"observability"}
+
+
+@pytest.mark.parametrize("asset", sorted(ASSETS))
+def test_who_may_materialize_an_asset(seen, asset):
+    for team, may in zip(TEAMS, ASSETS[asset], strict=True):
+        (told,) = [a for a in seen[team]["assetNodes"] if a["assetKey"]["path"] == [asset]]
+        assert told["hasMaterializePermission"] == (may == "y"), team
+        assert told["hasWipePermission"] == told["hasReportRunlessAssetEventPermission"] == (team == "platform-engineering")
+
+
+@pytest.mark.parametrize("team", TEAMS)
+def test_who_may_operate(seen, team):
+    platform = team == "platform-engineering"
+    node = seen[team]["repositoriesOrError"]["nodes"][0]
+    assert {s["scheduleState"]["hasStartPermission"] for s in node["schedules"]} == {platform}
+    assert {s["sensorState"]["hasStopPermission"] for s in node["sensors"]} == {platform}
+    assert {s["hasCursorUpdatePermissions"] for s in node["sensors"]} == {platform}
+    assert seen[team]["canBulkTerminate"] == platform
+    # Components are edited in another edition of Dagster only.
+    allowed = {p["permission"] for p in seen[team]["permissions"] if p["value"]}
+    assert ("edit_app_managed_components" not in allowed) and bool(allowed) == platform
+
+
+def _launch(front, token, job, more=""):
+    selector = f'{{repositoryName: "__repository__", repositoryLocationName: "akidb_pipelines", jobName: "{job}"{more}}}'
+    wanted = "__typename ... on LaunchRunSuccess { run { runId } }"
+    answer = front.graphql(f"mutation {{ launchRun(executionParams: {{selector: {selector}}}) {{ {wanted} }} }}", token)
+    return answer["data"]["launchRun"]
+
+
+def test_security_runs_the_drift_check_and_not_the_build(front, issuer):
+    token = issuer.token("security")
+    check = ', assetSelection: [], assetCheckSelection: [{assetKey: {path: ["fixture_databases"]}, name: "schema_drift"}]'
+    assert _launch(front, token, "__ASSET_JOB", check)["__typename"] == "LaunchRunSuccess"
+    other = check.replace("schema_drift", "ground_truth")
+    assert _launch(front, token, "__ASSET_JOB", other)["__typename"] == "UnauthorizedError"
+    build = ', assetSelection: [{path: ["fixture_databases"]}]'
+    assert _launch(front, token, "__ASSET_JOB", build)["__typename"] == "UnauthorizedError"
+
+
+def test_a_run_carries_the_name_of_who_started_it(front, issuer, instance):
+    started = _launch(front, issuer.token("qa"), "fixtures")
+    assert instance.get_run_by_id(started["run"]["runId"]).tags["user"] == "qa@akidb.example"
+
+
+def test_the_journal_tells_what_was_decided_and_to_whom_it_may_be_told(front, issuer):
+    _launch(front, issuer.token("qa"), "fixtures")
+    _launch(front, issuer.token("qa"), "backups")
+    with httpx.Client(base_url=front.url) as client:
+        page = client.get("/access/decisions?format=jsonl", headers={"Authorization": f"Bearer {issuer.token('security')}"})
+        entries = [json.loads(line) for line in page.text.splitlines()]
+        qa = [e for e in entries if e["user"] == "qa@akidb.example" and e["asked"] == "launchRun"]
+        assert [(e["allowed"], e["policy"]) for e in qa[-2:]] == [(True, "qa-launches"), (False, "default-deny")]
+        assert json.loads(qa[-1]["about"])["jobName"] == "backups"
+        assert qa[-2]["right"] == "launch on Pipeline::fixtures"
+        html = client.get("/access/decisions", headers={"Authorization": f"Bearer {issuer.token('security')}"})
+        assert "default-deny" in html.text
+        for team in ("qa", "application-engineering"):
+            refused = client.get("/access/decisions", headers={"Authorization": f"Bearer {issuer.token(team)}"})
+            assert refused.status_code == 403
+
+
+def test_greying_buttons_writes_nothing_down(front, issuer):
+    journal = Journal(front.home / "access")
+    today = datetime.now(UTC).date()
+    before = sum(1 for _ in journal.read(today))
+    front.graphql(SEEN, issuer.token("qa"))
+    assert sum(1 for _ in journal.read(today)) == before
+
+
+def test_the_time_of_decisions_is_measured_for_prometheus(front, issuer):
+    front.graphql(SEEN, issuer.token("qa"))
+    text = httpx.get(f"http://127.0.0.1:{front.metrics_port}/metrics").text
+    assert 'akidb_pipelines_cedar_decision_seconds_bucket{le="0.005"}' in text
+
+
+def test_what_cannot_be_written_down_is_not_done(issuer, tmp_path):
+    """The journal's folder is a file: nobody can change anything, and everybody is told why."""
+    (tmp_path / "blocked").write_text("")
+    with Front(tmp_path / "home", issuer, AKIDB_ACCESS_LOG=str(tmp_path / "blocked" / "log")) as front:
+        answer = front.graphql(
+            'mutation { setConcurrencyLimit(concurrencyKey: "x", limit: 3) }', issuer.token("platform-engineering")
+        )
+        assert "log of decisions" in answer["errors"][0]["message"]
+        assert front.graphql("{ version }", issuer.token("qa"))["data"]["version"]
+
+
+# --- the parts
+
+
+def test_every_asset_and_job_says_who_may_start_it():
+    defs = build_defs(Settings())
+    graph = defs.resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        owners = graph.get(key).owners
+        assert len([o for o in owners if o in STARTS]) <= 1
+        assert owners, key
+    for job in defs.jobs or ():
+        assert set(job.owners or ()) & {*STARTS, "team:platform-engineering"}, job.name
+
+
+def test_the_whole_matrix_as_the_policies_decide_it():
+    rows = decide_matrix()
+    assert {str(r): "".join("y" if teams[t] else "n" for t in TEAMS) for r, teams in rows.items()} == {
+        "launch on Pipeline::fixtures": "yyny",
+        "launch on Pipeline::runner_images": "yynn",
+        "launch on Pipeline::jetson": "ynnn",
+        "launch on Pipeline::dr_lab": "yyny",
+        "launch on Pipeline::dr_oci": "ynnn",
+        "launch on Pipeline::backups": "ynnn",
+        "launch on Pipeline::costs": "yynn",
+        "manageSandbox on Deployment::akidb_pipelines": "ynyn",
+        "release on Deployment::akidb_pipelines": "ynnn",
+        "revoke on Deployment::akidb_pipelines": "ynyn",
+        "reflash on Pipeline::jetson": "ynnn",
+        "restore on Pipeline::dr_oci": "ynnn",
+        "view on Deployment::akidb_pipelines": "yyyy",
+        "operate on Deployment::akidb_pipelines": "ynnn",
+        "administer on Deployment::akidb_pipelines": "ynnn",
+        "audit on Deployment::akidb_pipelines": "ynyn",
+    }
+
+
+def _member(team):
+    return Principal(f"00u-{team}", f"{team}@akidb.example", (team,), 0)
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_other_policies_hold_without_a_restart(tmp_path):
+    sandbox = tmp_path / "sandbox"
+    shutil.copytree(SHIPPED, sandbox)
+    clock = Clock()
+    judge = Judge(sandbox, clock=clock)
+    fixtures = Right("launch", "Pipeline", "fixtures")
+    assert judge.decide(_member("qa"), fixtures).allowed
+    policies = sandbox / "ops.cedar"
+    policies.write_text(
+        policies.read_text() + '\n@id("freeze")\nforbid (principal, action == AkiDB::Ops::Action::"launch", resource);\n'
+    )
+    clock.now = 6
+    assert judge.decide(_member("qa"), fixtures).policy == "freeze"
+
+
+def test_broken_policies_leave_those_of_before_in_force(tmp_path, caplog):
+    sandbox = tmp_path / "sandbox"
+    shutil.copytree(SHIPPED, sandbox)
+    clock = Clock()
+    judge = Judge(sandbox, clock=clock)
+    (sandbox / "ops.cedar").write_text("permit (")
+    clock.now = 6
+    assert not judge.decide(_member("qa"), ADMINISTER).allowed
+    assert judge.decide(_member("qa"), VIEW).allowed
+    assert "stay in force" in caplog.text
+    with pytest.raises(InputError):
+        Judge(sandbox)
+
+
+def test_keys_are_kept_while_the_issuer_is_away_and_taken_anew_when_it_rotates():
+    clock = Clock()
+    with Issuer() as issuer:
+        keeper = Doorkeeper(issuer.endpoint, "akidb-pipelines", PublishedKeys(f"{issuer.endpoint}/keys", clock), {"qa": "qa"})
+        old = issuer.token("qa")
+        assert keeper.admit([f"Bearer {old}"]).teams == ("qa",)
+        issuer.rotate()
+        with pytest.raises(RefusedTokenError, match="no key"):
+            keeper.admit([f"Bearer {issuer.token('qa')}"])
+        clock.now = 31
+        assert keeper.admit([f"Bearer {issuer.token('qa')}"]).teams == ("qa",)
+        with pytest.raises(RefusedTokenError, match="no key"):
+            keeper.admit([f"Bearer {old}"])
+        late = issuer.token("qa")
+    clock.now = 10_000
+    assert keeper.admit([f"Bearer {late}"]).email == "qa@akidb.example"
+
+
+def test_tokens_with_made_up_keys_do_not_make_the_front_ask_again_and_again():
+    clock = Clock()
+    with Issuer() as issuer:
+        keeper = Doorkeeper(issuer.endpoint, "akidb-pipelines", PublishedKeys(f"{issuer.endpoint}/keys", clock), {})
+        for n in range(50):
+            with pytest.raises(RefusedTokenError):
+                keeper.admit([f"Bearer {issuer.token('qa', header={'kid': str(n)})}"])
+        assert len(issuer.log) == 1
+
+
+def test_groups_are_teams_only_by_the_mapping():
+    with Issuer() as issuer:
+        keeper = Doorkeeper(issuer.endpoint, "akidb-pipelines", PublishedKeys(f"{issuer.endpoint}/keys"), {"okta-akidb-qa": "qa"})
+        assert keeper.admit([f"Bearer {issuer.token('okta-akidb-qa', 'platform-engineering')}"]).teams == ("qa",)
+
+
+def test_a_flood_of_refused_tokens_does_not_fill_the_disk(tmp_path):
+    journal = Journal(tmp_path, lambda: datetime(2026, 11, 26, 12, tzinfo=UTC))
+    for _ in range(500):
+        journal.refuse("no token", "/", "192.0.2.1")
+    lines = list(journal.read(datetime(2026, 11, 26, tzinfo=UTC).date()))
+    assert len(lines) == 61
+    assert "not written down" in lines[-1]
+
+
+def test_a_journal_without_room_refuses(tmp_path):
+    journal = Journal(tmp_path / "file" / "x")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutsideError, match="log of decisions"):
+        journal.write(Entry("u", (), "a", "", "r", True, "p", ""))
+
+
+@pytest.mark.parametrize(
+    ("config", "leaves"),
+    [
+        (None, False),
+        ({}, False),
+        ({"ops": {"dr_drill_report": {"config": {"scenario": "partition"}}}}, False),
+        ({"ops": {"dr_drill_report": {"config": {"target": "lab"}}}}, False),
+        ({"ops": {"dr_drill_report": {"config": {"target": "oci"}}}}, True),
+        ({"ops": {"dr_drill_report": {"config": {"target": ["lab"]}}}}, True),
+        ("ops: {dr_drill_report: {config: {target: lab}}}", False),
+        ("ops: {dr_drill_report: {config: {target: oci}}}", True),
+        ('{"ops": {"dr_drill_report": {"config": {"target": "oci"}}}}', True),
+        ("{", True),
+    ],
+)
+def test_what_counts_as_a_drill_elsewhere(config, leaves):
+    assert leaves_the_lab(config) == leaves
+
+
+def test_a_decision_is_quick_enough_to_be_taken_a_hundred_times_a_page():
+    """Remembered, it takes no time worth naming: the ratio to Cedar's own is what is held here."""
+    spent: list[float] = []
+    judge = Judge(measured=spent.append)
+    for _ in range(1000):
+        judge.decide(_member("qa"), VIEW)
+    assert len(spent) == 1
