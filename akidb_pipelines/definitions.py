@@ -13,7 +13,7 @@ from akidb_pipelines.progress import Report
 from akidb_pipelines.resources import BackupTools, CostTools, DrillTools, FixtureTools, ImageTools, RegistryTools, RunnerTools
 from akidb_pipelines.settings import Settings
 from assets import backups, costs, drills, fixtures, jetson, reflash, registry, runners
-from schedules import jobs, schedules, sensors
+from schedules import alerts, jobs, schedules, sensors
 
 
 def build_defs(settings: Settings | None = None, progress: Callable[[str], Report] | None = None) -> dg.Definitions:
@@ -58,6 +58,7 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
         asset_checks=[
             fixtures.fixture_checks,
             fixtures.fresh_pull,
+            fixtures.sandbox_agrees,
             registry.metadata_expiry,
             *of_jetsons.checks,
             *of_runners.checks,
@@ -98,6 +99,7 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             sensors.failed_drill,
             sensors.interrupted_drill,
             sensors.costs_restatement,
+            alerts.alerts(settings),
         ],
         resources={
             "fixture_tools": FixtureTools(settings, progress),

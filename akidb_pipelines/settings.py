@@ -102,6 +102,12 @@ class Settings(BaseSettings):
         description="Team by the name of a group in the claim groups, as a JSON object; default: the teams' own names.",
     )
     access_log: Path | None = Field(default=None, description="Folder of the log of decisions; default access under AKIDB_HOME.")
+    pagerduty_routing_key: SecretStr = Field(
+        default=SecretStr(""), description="Integration key of PagerDuty's Events API v2 that alerts go to."
+    )
+    pagerduty_url: str = Field(default="https://events.pagerduty.com", description="Address of PagerDuty's Events API.")
+    slack_webhook: SecretStr = Field(default=SecretStr(""), description="Incoming webhook of Slack #akidb-infra.")
+    security_webhook: SecretStr = Field(default=SecretStr(""), description="Webhook of team Security for the alerts it hears of.")
     github_url: str = Field(default="", description="GitHub API; default for CI capacity: https://api.github.com.")
     github_repository: str = Field(default="", description="owner/name whose CI capacity is watched; empty: it is not.")
     github_token: SecretStr = Field(default=SecretStr(""), description="Token that may read its Actions and runners.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -11,6 +12,9 @@ import dagster as dg
 
 from akidb_pipelines.errors import OutsideError, PipelineError
 from akidb_pipelines.progress import Progress, Report
+
+# Owners decide who may start a job (docs/access.md); of jobs they are beta in this Dagster, and it says so at every load.
+warnings.filterwarnings("ignore", message="Parameter `owners`", category=dg.BetaWarning)
 
 PLATFORM = "team:platform-engineering"
 SECURITY = "team:security"

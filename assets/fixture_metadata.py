@@ -30,6 +30,9 @@ def build_metadata(build: WeekBuild, tools: FixtureTools) -> dict[str, dg.Metada
         "dagster/column_schema": dg.MetadataValue.table_schema(_column_schema(manifests[0])),
         "size_bytes": dg.MetadataValue.int(build.release.size_bytes),
         "seconds": dg.MetadataValue.float(round(sum(b.seconds for b in build.fixtures), 2)),
+        "migration_seconds": dg.MetadataValue.float(
+            round(sum(b.migration_seconds for b in build.fixtures) / len(build.fixtures), 4)
+        ),
         "folder": dg.MetadataValue.path(build.folder),
         "runbook": dg.MetadataValue.url(tools.settings.runbook("runbooks/weekly-fixtures-failed.md")),
     }

@@ -4,7 +4,7 @@ No `from __future__ import annotations` here: Dagster reads the annotations of `
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 import dagster as dg
@@ -12,6 +12,7 @@ import dagster as dg
 from akidb_pipelines.cedar.sandbox import OPS, PRODUCT
 from akidb_pipelines.errors import PipelineError
 from akidb_pipelines.fixtures.checklist import BLOCKING_CHECKS, CHECKS, KIND
+from akidb_pipelines.fixtures.stale import affected_weeks
 from akidb_pipelines.periods import Week
 from akidb_pipelines.progress import Progress
 from akidb_pipelines.resources import FixtureTools
@@ -24,6 +25,7 @@ GROUP = "fixtures"
 SANDBOX = dg.AssetKey("cedar_sandbox_schema")
 DATABASES = dg.AssetKey("fixture_databases")
 RELEASE = dg.AssetKey("fixture_release")
+AGREES = "sandbox_agrees"
 
 Tools = dg.ResourceParam[FixtureTools]
 
@@ -191,3 +193,27 @@ def fresh_pull(context: dg.AssetCheckExecutionContext, fixture_tools: Tools) -> 
         description=f"{pulled.id}: {len(pulled.paths)} files, {pulled.fetched_bytes / 1e6:.1f} MB, verified in {seconds:.1f} s",
         metadata={"bytes": pulled.fetched_bytes, "seconds": round(seconds, 2), "manifest_sha256": pulled.manifest.sha256},
     )
+
+
+# --- drift between runs
+
+
+def agreement(weeks: Sequence[Week], digest: str) -> tuple[bool, str]:
+    """Whether every watched release was built for the sandbox that is in force, and that in one sentence."""
+    if not weeks:
+        return True, f"all releases agree with sandbox {digest[:16]}"
+    return False, (
+        f"the sandbox is now {digest[:16]}; {len(weeks)} released weeks were built for another one: {', '.join(w.iso for w in weeks)}. "
+        f"To rebuild them: backfill partitions {weeks[0].key} to {weeks[-1].key} of job fixtures, or set AKIDB_AUTO_BACKFILL=true."
+    )
+
+
+@dg.asset_check(name=AGREES, asset=RELEASE, description="The newest releases were built for the sandbox that is in force.")
+def sandbox_agrees(fixture_tools: Tools) -> dg.AssetCheckResult:
+    """The same as the drift sensor asks, by hand."""
+    with telling():
+        workshop = fixture_tools.open_workshop()
+        digest = workshop.sandbox.sha256(PRODUCT)
+        passed, told = agreement(affected_weeks(workshop.catalog.releases(), digest), digest)
+    runbook = dg.MetadataValue.url(fixture_tools.settings.runbook("runbooks/fixture-drift.md"))
+    return dg.AssetCheckResult(passed=passed, severity=dg.AssetCheckSeverity.WARN, description=told, metadata={"runbook": runbook})

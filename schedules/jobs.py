@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import dagster as dg
 
 from assets import backups, costs, drills, fixtures, jetson, registry, runners
 from assets.common import started_by
-
-# Owners decide who may start a job (docs/access.md); of jobs they are beta in this Dagster, and it says so at every load.
-warnings.filterwarnings("ignore", message="Parameter `owners` of initializer `JobDefinition", category=dg.BetaWarning)
 
 fixtures_job = dg.define_asset_job(
     "fixtures",

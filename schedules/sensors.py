@@ -1,4 +1,4 @@
-"""Sensors. A decision is a function of values (`affected_weeks`, `requests`); the sensor around it only reads and reports.
+"""Sensors. A decision is a function of values (`requests`, `restatements`); the sensor around it only reads and reports.
 
 The drift sensor watches the digest of namespace AkiDB. When it changes, released weeks no longer agree with the sandbox. By default the
 sensor *asks*: it says which weeks and what to do. Only with AKIDB_AUTO_BACKFILL does it start their rebuild.
@@ -21,28 +21,16 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from akidb_pipelines.cedar.sandbox import PRODUCT
 from akidb_pipelines.errors import PipelineError
+from akidb_pipelines.fixtures.stale import affected_weeks
 from akidb_pipelines.periods import FIRST_MONTH, Month, Week
 from akidb_pipelines.resources import CostTools, DrillTools, FixtureTools, RegistryTools
 from assets.drills import REPORT, recent_evaluations, recovery_job
-from assets.fixtures import SANDBOX
+from assets.fixtures import AGREES, RELEASE, SANDBOX, agreement
 from assets.registry import EXPIRY_CHECK, REGISTRY, expiry_result
 from schedules.jobs import costs_rollup_job, dr_drill_job, fixtures_job
 
 if TYPE_CHECKING:
-    from akidb_pipelines.catalog.catalog import CataloguedRelease
-
-WATCHED_WEEKS = 8
-"""Older releases are history: nobody's CI pulls them any more."""
-
-
-def affected_weeks(releases: Iterable["CataloguedRelease"], cedar_sha256: str) -> list[Week]:
-    """The newest weeks whose newest revision was built for another sandbox."""
-    newest: dict[str, CataloguedRelease] = {}
-    for release in releases:
-        if release.week not in newest or release.revision > newest[release.week].revision:
-            newest[release.week] = release
-    watched = sorted(newest, reverse=True)[:WATCHED_WEEKS]
-    return [Week.parse(week) for week in sorted(watched) if newest[week].cedar_sha256 != cedar_sha256]
+    pass
 
 
 def requests(weeks: Iterable[Week], cedar_sha256: str) -> list[dg.RunRequest]:
@@ -73,22 +61,24 @@ def fixture_drift(context: dg.SensorEvaluationContext, fixture_tools: dg.Resourc
     except PipelineError as error:
         # A sandbox that cannot be read is reported at every tick, and starts nothing.
         raise dg.Failure(str(error)) from error
-    observed = []
-    if context.cursor != digest:
+    observed: list[dg.AssetObservation | dg.AssetCheckEvaluation] = []
+    if (context.cursor or "").partition(":")[0] != digest:
         tags = {DATA_VERSION_TAG: digest}
         observed = [dg.AssetObservation(asset_key=SANDBOX, tags=tags, metadata={"source": workshop.sandbox.source})]
-    if not weeks:
-        return dg.SensorResult(skip_reason=f"all releases agree with sandbox {digest[:16]}", cursor=digest, asset_events=observed)
-    listed = ", ".join(w.iso for w in weeks)
-    if not fixture_tools.settings.auto_backfill:
-        told = (
-            f"the sandbox is now {digest[:16]}; {len(weeks)} released weeks were built for another one: {listed}. "
-            f"To rebuild them: backfill partitions {weeks[0].key} to {weeks[-1].key} of job fixtures, or set AKIDB_AUTO_BACKFILL=true."
+    agrees, told = agreement(weeks, digest)
+    # Written when it changes, so that the log does not fill.
+    after = f"{digest}:{told}"
+    if after != context.cursor:
+        observed.append(
+            dg.AssetCheckEvaluation(
+                asset_key=RELEASE, check_name=AGREES, passed=agrees, severity=dg.AssetCheckSeverity.WARN, description=told
+            )
         )
+    if not agrees:
         context.log.warning(told)
-        return dg.SensorResult(skip_reason=told, cursor=digest, asset_events=observed)
-    context.log.warning(f"the sandbox is now {digest[:16]}: rebuilding {listed}")
-    return dg.SensorResult(run_requests=requests(weeks, digest), cursor=digest, asset_events=observed)
+    if agrees or not fixture_tools.settings.auto_backfill:
+        return dg.SensorResult(skip_reason=told, cursor=after, asset_events=observed)
+    return dg.SensorResult(run_requests=requests(weeks, digest), cursor=after, asset_events=observed)
 
 
 @dg.sensor(

@@ -9,12 +9,13 @@ import pytest
 
 from akidb_pipelines.cedar.sandbox import PRODUCT, SHIPPED, load_sandbox
 from akidb_pipelines.definitions import build_defs
+from akidb_pipelines.fixtures.stale import affected_weeks
 from akidb_pipelines.fixtures.weekly import CHECKS, open_workshop
 from akidb_pipelines.periods import Week
 from akidb_pipelines.resources import FixtureTools
 from assets.fixtures import DATABASES, RELEASE, SANDBOX
 from assets.partitions import WEEKS
-from schedules.sensors import affected_weeks, fixture_drift, requests
+from schedules.sensors import fixture_drift, requests
 
 MONDAY = "2026-11-09"
 
@@ -47,7 +48,7 @@ def test_a_good_week_is_materialized_checked_and_released(settings, instance):
     result = run(settings, instance)
     assert result.success
     checks = evaluations(result)
-    assert set(checks) == {*CHECKS, "fresh_pull", "metadata_expiry"}
+    assert set(checks) == {*CHECKS, "fresh_pull", "metadata_expiry", "sandbox_agrees"}
     assert {name for name, e in checks.items() if not e.passed} == {"schema_drift"}
     drift = checks["schema_drift"]
     assert drift.severity is dg.AssetCheckSeverity.WARN

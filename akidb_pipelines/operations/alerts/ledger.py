@@ -1,0 +1,98 @@
+"""Which alerts have been told to whom, so that each is told once, and its end to everybody who heard of it.
+
+What could not be delivered stays due and is tried again: a receiver that is down loses nothing, and holds nothing else up. The ledger is a
+value; the sensor keeps its text as its cursor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+
+from akidb_pipelines.errors import OutsideError
+from akidb_pipelines.operations.alerts.decide import Alert
+from akidb_pipelines.operations.alerts.sender import Line
+from akidb_pipelines.operations.alerts.table import Receiver, Table
+
+
+@dataclass(frozen=True)
+class Open:
+    """An alert that somebody was told of, or is to be."""
+
+    alert: Alert
+    told: tuple[Receiver, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Open alerts by key."""
+
+    entries: Mapping[str, Open]
+
+    @classmethod
+    def parse(cls, text: str | None) -> Ledger:
+        """Of a cursor; what is none is an empty ledger, and everything that is on is told again."""
+        try:
+            stored = json.loads(text or "{}")
+            return cls({k: Open(Alert(**v["alert"]), tuple(v["told"])) for k, v in stored.items()})
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return cls({})
+
+    def text(self) -> str:
+        """For a cursor."""
+        return json.dumps({k: asdict(v) for k, v in self.entries.items()})
+
+
+@dataclass(frozen=True)
+class Told:
+    """What came of telling."""
+
+    ledger: Ledger
+    lines: tuple[str, ...]
+    """What was told to whom, for a log."""
+    failures: tuple[str, ...]
+
+
+def tell(on: Iterable[Alert], ledger: Ledger, table: Table, lines: Mapping[Receiver, Line]) -> Told:
+    """Tell what is new, and what has ended.
+
+    Args:
+        on: the alerts that are on now.
+        ledger: who knows of which.
+        table: severities and routes.
+        lines: the receivers that are configured.
+    """
+    entries = dict(ledger.entries)
+    done: list[str] = []
+    failures: list[str] = []
+    dead: set[Receiver] = set()
+
+    def deliver(receiver: Receiver, alert: Alert, *, is_on: bool) -> bool:
+        # One that did not take the first will not take the tenth: the rest waits for the next tick.
+        if receiver in dead:
+            return False
+        try:
+            lines[receiver].tell(alert, table.rules[alert.rule], on=is_on)
+        except OutsideError as error:
+            dead.add(receiver)
+            failures.append(error.message)
+            return False
+        done.append(f"{receiver}: {alert.key} {'is on' if is_on else 'has ended'}")
+        return True
+
+    current = {alert.key: alert for alert in on}
+    for key, alert in current.items():
+        entry = replace(entries.get(key, Open(alert)), alert=alert)
+        due = [r for r in table.receivers(alert.rule) if r in lines and r not in entry.told]
+        entries[key] = replace(entry, told=(*entry.told, *(r for r in due if deliver(r, alert, is_on=True))))
+    for key in [k for k in entries if k not in current]:
+        entry = entries[key]
+        # Who is no longer configured cannot be told; a rule that is gone from the table has ended, too.
+        due = [r for r in entry.told if r in lines and entry.alert.rule in table.rules]
+        left = tuple(r for r in due if not deliver(r, entry.alert, is_on=False))
+        if left:
+            entries[key] = replace(entry, told=left)
+        else:
+            del entries[key]
+    return Told(Ledger(entries), tuple(done), tuple(failures))
