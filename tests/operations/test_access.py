@@ -152,7 +152,7 @@ def test_greying_buttons_writes_nothing_down(front, issuer):
 def test_the_time_of_decisions_is_measured_for_prometheus(front, issuer):
     front.graphql(SEEN, issuer.token("qa"))
     text = httpx.get(f"http://127.0.0.1:{front.metrics_port}/metrics").text
-    assert 'akidb_pipelines_cedar_decision_seconds_bucket{le="0.005"}' in text
+    assert 'akidb_pipelines_cedar_decision_seconds_bucket{le="0.005",source="front"}' in text
 
 
 def test_what_cannot_be_written_down_is_not_done(issuer, tmp_path):

@@ -9,27 +9,18 @@ import uvicorn
 from dagster import DagsterInstance
 from dagster import __version__ as dagster_version
 from dagster._core.workspace.load_target import WorkspaceFileTarget
-from prometheus_client import CollectorRegistry, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 
 from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.operations.access.context import Access, CedarProcessContext
 from akidb_pipelines.operations.access.front import GuardedWebserver
 from akidb_pipelines.operations.access.identity import open_doorkeeper
 from akidb_pipelines.operations.access.journal import open_journal
-from akidb_pipelines.operations.access.judge import Judge
+from akidb_pipelines.operations.access.judge import Judge, decision_times
 from akidb_pipelines.operations.coordinator import NamingRunCoordinator
 from akidb_pipelines.settings import Settings
 
 _POOL_RECYCLE_S, _STATEMENT_MS, _POOL_OVERFLOW = 3600, 15_000, 20
-_BUCKETS = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
-"""Seconds. 5 ms is the alert's limit and must be a bound."""
-
-
-def decision_times(registry: CollectorRegistry) -> Histogram:
-    """How long Cedar takes for a decision, as the alert cedar.latency.p99>5ms reads it."""
-    return Histogram(
-        "akidb_pipelines_cedar_decision_seconds", "Time of one evaluation by Cedar.", buckets=_BUCKETS, registry=registry
-    )
 
 
 def serve_front(settings: Settings, workspace: Path, host: str, port: int, metrics_port: int) -> None:
@@ -47,7 +38,7 @@ def serve_front(settings: Settings, workspace: Path, host: str, port: int, metri
         OutsideError: a port cannot be had.
     """
     registry = CollectorRegistry()
-    access = Access(Judge(settings.cedar_sandbox, decision_times(registry).observe), open_journal(settings))
+    access = Access(Judge(settings.cedar_sandbox, decision_times(registry).labels(source="front").observe), open_journal(settings))
     doorkeeper = open_doorkeeper(settings)
     with ExitStack() as stack:
         instance = stack.enter_context(DagsterInstance.get())

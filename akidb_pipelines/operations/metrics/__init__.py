@@ -1,0 +1,1 @@
+"""Metrics for Prometheus: facts as families (`families`), served over HTTP (`serve`)."""

@@ -1,0 +1,405 @@
+"""Alerts as people get them: decided from the facts, told once, resolved, and never in a run's way."""
+
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import timedelta
+
+import dagster as dg
+import httpx
+import pytest
+import yaml
+
+from akidb_pipelines.definitions import build_defs
+from akidb_pipelines.errors import InputError
+from akidb_pipelines.operations.alerts.decide import Alert, firing
+from akidb_pipelines.operations.alerts.ledger import Ledger, tell
+from akidb_pipelines.operations.alerts.sender import open_lines
+from akidb_pipelines.operations.alerts.table import load_table
+from akidb_pipelines.operations.facts import AssetFact, CheckFact, Facts, JobFact, collect, watched_of
+from akidb_pipelines.operations.metrics.families import CHECK_NAMED, NAMED, families
+from akidb_pipelines.settings import Settings
+from tests.services.front import ROOT, free_port
+from tests.services.http_stub import Hang, Reset, Status
+from tests.services.prometheus import CONFIGURATION, Server, alertmanager, prometheus
+from tests.services.receivers import Receivers
+
+NOW = 1_800_000_000.0
+
+
+def check(key: str, passed: bool = False, blocking: bool = False, severity: str = "ERROR") -> CheckFact:
+    asset, name = key.split("/")
+    return CheckFact(asset, name, passed, blocking, severity, "what was found", NOW, "run-1", {})
+
+
+def facts(**what) -> Facts:
+    return replace(Facts(NOW, (), (), (), {}, 0, {}), **what)
+
+
+def rules_on(found: Facts) -> set[str]:
+    return {a.rule for a in firing(found, load_table())}
+
+
+# --- deciding
+
+
+@pytest.mark.parametrize(("rule", "key"), [(name, key) for name, rule in load_table().rules.items() for key in rule.checks])
+def test_every_named_check_turns_its_own_alert_on_and_no_other(rule, key):
+    assert rules_on(facts(checks=(check(key, blocking=True),))) == {rule}
+    assert rules_on(facts(checks=(check(key, passed=True),))) == set()
+
+
+def test_every_check_that_the_table_names_exists():
+    keys = {f"{k.asset_key.to_user_string()}/{k.name}" for k in build_defs(Settings()).resolve_asset_graph().asset_check_keys}
+    named = {key for rule in load_table().rules.values() for key in rule.checks}
+    assert named <= keys
+
+
+def test_a_blocking_check_that_only_warned_is_no_alert():
+    assert rules_on(facts(checks=(check("staging_dumps/restorable", blocking=True),))) == {"pipeline.check.failed"}
+    assert rules_on(facts(checks=(check("staging_dumps/restorable", blocking=True, severity="WARN"),))) == set()
+    assert rules_on(facts(checks=(check("cost_rollup/known_owners"),))) == set()
+
+
+def test_a_failed_run_is_an_alert_until_the_job_succeeds():
+    failed = JobFact("backups", False, NOW, "0123456789", "2026-11-26")
+    (alert,) = firing(facts(jobs=(failed,)), load_table())
+    assert (alert.rule, alert.subject) == ("pipeline.run.failed", "backups")
+    assert "2026-11-26" in alert.told
+    assert rules_on(facts(jobs=(replace(failed, succeeded=True),))) == set()
+
+
+def test_what_has_no_limit_is_never_stale():
+    old = AssetFact("staging_dumps", NOW - 3 * 86400, 26 * 3600, {})
+    assert rules_on(facts(assets=(old,))) == {"pipeline.stale"}
+    assert rules_on(facts(assets=(replace(old, fresh_for_s=None), replace(old, last_success=NOW - 60)))) == set()
+
+
+def test_a_broken_table_is_refused_by_name(tmp_path):
+    path = tmp_path / "alerts.yaml"
+    path.write_text("routes: {critical: [pagerduty], warning: [carrier pigeon]}\nrules: {}\n")
+    with pytest.raises(InputError, match="carrier pigeon"):
+        load_table(path)
+
+
+# --- the facts of a real instance
+
+
+@dg.asset(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=1)))
+def fresh() -> dg.MaterializeResult:
+    return dg.MaterializeResult(metadata={"rows": 3, "share": 0.5, "name": "x", "ok": True})
+
+
+class _Config(dg.Config):
+    fail: bool = False
+
+
+@dg.asset(check_specs=[dg.AssetCheckSpec("sound", asset="judged", blocking=True)])
+def judged(config: _Config):
+    yield dg.MaterializeResult()
+    yield dg.AssetCheckResult(passed=not config.fail, description="looked at", metadata={"ratio": 1.5})
+
+
+@dg.asset
+def breaks(config: _Config) -> None:
+    if config.fail:
+        raise dg.Failure("as asked")
+
+
+SMALL = dg.Definitions(assets=[fresh, judged, breaks], jobs=[dg.define_asset_job("nightly", selection=["breaks"])])
+
+
+def run(instance, *, fail=False):
+    config = {"ops": {"judged": {"config": {"fail": fail}}}}
+    SMALL.resolve_implicit_global_asset_job_def().execute_in_process(
+        instance=instance, run_config=config, asset_selection=[dg.AssetKey("judged"), dg.AssetKey("fresh")], raise_on_error=False
+    )
+    SMALL.resolve_job_def("nightly").execute_in_process(
+        instance=instance, run_config={"ops": {"breaks": {"config": {"fail": fail}}}}, raise_on_error=False
+    )
+
+
+def test_facts_of_an_instance():
+    watched = watched_of(SMALL.resolve_asset_graph())
+    with dg.instance_for_test() as instance:
+        assert collect(instance, watched).assets == ()
+        run(instance, fail=True)
+        found = collect(instance, watched)
+        (asset,) = [a for a in found.assets if a.name == "fresh"]
+        assert asset.numbers == {"rows": 3, "share": 0.5}
+        assert asset.fresh_for_s == 3600
+        (sound,) = found.checks
+        assert (sound.key, sound.passed, sound.blocking, sound.told, sound.numbers) == (
+            "judged/sound",
+            False,
+            True,
+            "looked at",
+            {"ratio": 1.5},
+        )
+        assert {j.name: j.succeeded for j in found.jobs}["nightly"] is False
+        assert rules_on(found) == {"pipeline.run.failed", "pipeline.check.failed"}
+        assert rules_on(collect(instance, watched, now=time.time() + 7200)) >= {"pipeline.stale"}
+        run(instance)
+        assert rules_on(collect(instance, watched)) == set()
+
+
+def test_every_asset_with_a_freshness_policy_has_a_limit():
+    watched = watched_of(build_defs(Settings()).resolve_asset_graph())
+    limits = {key.to_user_string(): limit for key, limit in watched.assets.items() if limit}
+    assert limits["fixture_release"] == 7 * 86400 + 4 * 3600
+    assert limits["staging_dumps"] == 26 * 3600
+
+
+# --- telling
+
+
+@pytest.fixture
+def receivers():
+    with Receivers() as receivers:
+        yield receivers
+
+
+@pytest.fixture
+def lines(receivers, monkeypatch):
+    for name, value in receivers.environment().items():
+        monkeypatch.setenv(name, value)
+    return open_lines(Settings())
+
+
+DRIFT = Alert("fixture.drift", "fixture_release/sandbox_agrees", "the sandbox is now <other>")
+FAILED = Alert("pipeline.run.failed", "backups", "run 01234567 of backups failed", "0123")
+
+
+def test_each_is_told_once_by_severity_and_resolved(receivers, lines):
+    table = load_table()
+    first = tell([DRIFT, FAILED], Ledger({}), table, lines)
+    again = tell([DRIFT, FAILED], Ledger.parse(first.ledger.text()), table, lines)
+    assert not first.failures
+    assert again.lines == ()
+    assert [*receivers.open] == ["pipeline.run.failed/backups"]
+    incident = receivers.open["pipeline.run.failed/backups"]
+    assert (incident.severity, incident.triggers) == ("critical", 1)
+    assert incident.links[0]["href"].endswith("docs/runbooks/run-failed.md")
+    assert len(receivers.slack) == 2
+    assert any("&lt;other&gt;" in text for text in receivers.slack)
+    assert [s["rule"] for s in receivers.security] == ["fixture.drift"]
+    done = tell([], again.ledger, table, lines)
+    assert done.ledger.entries == {}
+    assert not receivers.open
+    assert receivers.security[-1]["status"] == "resolved"
+    assert any("resolved" in text for text in receivers.slack)
+
+
+@pytest.mark.parametrize("fault", [Status(500), Status(429), Reset()], ids=["500", "429", "reset"])
+def test_what_was_not_delivered_stays_due(receivers, lines, fault):
+    table = load_table()
+    receivers.inject(fault, path="/v2/enqueue")
+    first = tell([FAILED], Ledger({}), table, lines)
+    assert "PagerDuty was not told" in first.failures[0]
+    assert len(receivers.slack) == 1
+    second = tell([FAILED], first.ledger, table, lines)
+    assert [*receivers.open] == [FAILED.key]
+    assert len(receivers.slack) == 1
+    assert second.lines == (f"pagerduty: {FAILED.key} is on",)
+
+
+def test_a_resolve_that_was_not_delivered_stays_due(receivers, lines):
+    table = load_table()
+    first = tell([FAILED], Ledger({}), table, lines)
+    receivers.inject(Status(500), path="/v2/enqueue")
+    second = tell([], first.ledger, table, lines)
+    assert [*receivers.open] == [FAILED.key]
+    assert tell([], second.ledger, table, lines).ledger.entries == {}
+    assert not receivers.open
+
+
+def test_a_receiver_that_hangs_costs_one_time_limit_and_no_more(receivers, lines):
+    receivers.inject(Hang(30), path="/v2/enqueue", times=3)
+    many = [replace(FAILED, subject=f"job-{n}") for n in range(10)]
+    began = time.monotonic()
+    told = tell(many, Ledger({}), load_table(), {"pagerduty": lines["pagerduty"]})
+    assert time.monotonic() - began < 10
+    assert len(told.failures) == 1
+
+
+def test_one_that_ended_before_anybody_heard_of_it_is_not_resolved(receivers, lines):
+    receivers.inject(Status(500), path="/", times=9)
+    table = load_table()
+    first = tell([FAILED], Ledger({}), table, lines)
+    tell([], first.ledger, table, lines)
+    assert receivers.incidents == {}
+
+
+def test_secrets_are_in_no_error_and_no_ledger(receivers, lines):
+    receivers.inject(Status(403), path="/", times=9)
+    told = tell([FAILED, DRIFT], Ledger({}), load_table(), lines)
+    shown = told.ledger.text() + "".join(told.failures)
+    assert receivers.routing_key not in shown
+    assert receivers.slack_path not in shown
+
+
+def test_a_damaged_cursor_tells_again_rather_than_nothing():
+    for text in ("", "[]", "{", '{"a": 1}', '{"a": {"alert": {"rule": "x"}, "told": []}}'):
+        assert Ledger.parse(text).entries == {}
+
+
+def test_the_sensor_tells_and_keeps_what_it_told_in_its_cursor(receivers, lines):
+    repository = build_defs(Settings()).get_repository_def()
+    sensor = repository.get_sensor_def("alerts")
+    with dg.instance_for_test() as instance:
+        failed = dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey("staging_dumps"), check_name="restorable", passed=False, severity=dg.AssetCheckSeverity.ERROR
+        )
+        instance.report_runless_asset_event(failed)
+        context = dg.build_sensor_context(instance=instance, repository_def=repository)
+        result = sensor(context)
+        assert [*receivers.open] == ["pipeline.check.failed/staging_dumps/restorable"]
+        instance.report_runless_asset_event(failed._replace(passed=True))
+        sensor(dg.build_sensor_context(instance=instance, repository_def=repository, cursor=result.cursor))
+        assert not receivers.open
+
+
+def test_without_a_receiver_the_sensor_says_so():
+    repository = build_defs(Settings()).get_repository_def()
+    with dg.instance_for_test() as instance:
+        result = repository.get_sensor_def("alerts")(dg.build_sensor_context(instance=instance, repository_def=repository))
+    assert "no alert is on" in str(result.skip_reason)
+    assert "no receiver is configured" in str(result.skip_reason)
+
+
+# --- Prometheus and Alertmanager
+
+
+def _prometheus_rules():
+    (group,) = yaml.safe_load((CONFIGURATION / "rules.yaml").read_text())["groups"]
+    return group["rules"]
+
+
+def test_prometheus_has_the_rules_of_the_table():
+    table, rules = load_table(), {r["labels"]["rule"]: r for r in _prometheus_rules() if "alert" in r}
+    assert {*rules} == {*table.rules}
+    for name, rule in rules.items():
+        assert rule["labels"]["severity"] == table.rules[name].severity, name
+        assert (rule["labels"].get("notify") == "security") == ("security" in table.rules[name].also), name
+        assert rule["annotations"]["runbook_url"].endswith(f"/docs/{table.rules[name].runbook}"), name
+        for key in table.rules[name].checks:
+            assert all(part in rule["expr"] for part in key.split("/")), name
+
+
+def test_every_alert_has_its_runbook():
+    for rule in load_table().rules.values():
+        assert (ROOT / "docs" / rule.runbook).is_file(), rule.runbook
+
+
+def _exported() -> set[str]:
+    """Every metric name that the exporter and the front can have."""
+    everything = facts(
+        assets=tuple(AssetFact(a, NOW, 1, {k: 1.0 for x, k in NAMED if x == a}) for a in {a for a, _ in NAMED}),
+        checks=tuple(replace(check(c), numbers={k: 1.0}) for c, k in CHECK_NAMED),
+    )
+    names = {family.name for family in families(everything)}
+    return names | {
+        "akidb_pipelines_instance_up",
+        "akidb_pipelines_scrape_seconds",
+        "akidb_pipelines_cedar_decision_seconds_bucket",
+    }
+
+
+def test_rules_name_only_metrics_that_are_exported():
+    recorded = {r["record"] for r in _prometheus_rules() if "record" in r}
+    for rule in _prometheus_rules():
+        used = set(re.findall(r"akidb_pipelines[\w:]*", re.sub(r'"[^"]*"', "", rule["expr"])))
+        assert used <= _exported() | recorded, rule
+
+
+def test_promtool_and_amtool_accept_what_is_shipped():
+    for command in (
+        ["promtool", "check", "rules", "rules.yaml"],
+        ["promtool", "test", "rules", "rules-test.yaml"],
+        ["promtool", "check", "config", "--syntax-only", "prometheus.yaml"],
+        ["amtool", "check-config", "alertmanager.yaml"],
+    ):
+        done = subprocess.run(command, cwd=CONFIGURATION, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("rule", sorted(load_table().rules))
+def test_alertmanager_routes_as_the_table_says(rule):
+    table = load_table()
+    labels = [f"rule={rule}", f"severity={table.rules[rule].severity}"]
+    labels += ["notify=security"] if "security" in table.rules[rule].also else []
+    command = ["amtool", "config", "routes", "test", "--config.file=alertmanager.yaml", *labels]
+    done = subprocess.run(command, cwd=CONFIGURATION, capture_output=True, text=True, check=True)
+    assert {*done.stdout.strip().split(",")} == {*table.receivers(rule)}
+
+
+def test_metrics_of_an_instance(tmp_path, monkeypatch):
+    """Through the real command, as Prometheus scrapes it."""
+    port = free_port()
+    monkeypatch.setenv("AKIDB_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    command = [sys.executable, "-m", "akidb_pipelines", "metrics", "serve", "--port", str(port)]
+    with Server(command, port, "/metrics", tmp_path / "log") as exporter:
+        with dg.DagsterInstance.get() as instance:
+            passed = dg.AssetCheckEvaluation(asset_key=dg.AssetKey("fixture_databases"), check_name="schema_drift", passed=True)
+            instance.report_runless_asset_event(passed)
+            made = dg.AssetMaterialization("dr_drill_report", metadata={"rta_s": 14.2})
+            instance.report_runless_asset_event(made)
+        text = httpx.get(f"{exporter.url}/metrics").text
+    assert "akidb_pipelines_instance_up 1.0" in text
+    assert "akidb_pipelines_drill_rta_seconds 14.2" in text
+    assert (
+        'akidb_pipelines_check_failed{asset="fixture_databases",blocking="true",check="schema_drift",severity="ERROR"} 0.0' in text
+    )
+    assert 'akidb_pipelines_last_success_timestamp_seconds{asset="dr_drill_report"}' in text
+    assert 'akidb_pipelines_cedar_decision_seconds_count{source="probe"} 1.0' in text
+
+
+def wait(what, seconds=60):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it does not come to pass"
+        time.sleep(0.3)
+
+
+@pytest.mark.slow
+def test_from_the_instance_through_prometheus_to_people_and_back(tmp_path, receivers, monkeypatch):
+    """Exporter, Prometheus, Alertmanager, PagerDuty, Slack, Security: on, and off again with the same dedup key."""
+    monkeypatch.setenv("AKIDB_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    port = free_port()
+    command = [sys.executable, "-m", "akidb_pipelines", "metrics", "serve", "--port", str(port)]
+    with (
+        Server(command, port, "/metrics", tmp_path / "exporter.log"),
+        alertmanager(tmp_path / "am", receivers) as manager,
+        prometheus(
+            tmp_path / "prometheus", {"exporter:9464": f"127.0.0.1:{port}", "webserver:9465": "127.0.0.1:1"}, manager.url[7:]
+        ),
+        dg.DagsterInstance.get() as instance,
+    ):
+        # One critical, one warning of which Security hears.
+        outcomes = [("staging_dumps", "restorable"), ("fixture_release", "sandbox_agrees")]
+        for asset, name in outcomes:
+            instance.report_runless_asset_event(
+                dg.AssetCheckEvaluation(
+                    asset_key=dg.AssetKey(asset), check_name=name, passed=False, severity=dg.AssetCheckSeverity.ERROR
+                )
+            )
+        wait(lambda: len(receivers.open) == 1 and receivers.security)
+        (key,) = receivers.open
+        assert receivers.open[key].severity == "critical"
+        assert "restorable" in receivers.open[key].summary
+        assert receivers.security[0]["commonLabels"]["rule"] == "fixture.drift"
+        wait(
+            lambda: (
+                {"pipeline.check.failed", "fixture.drift"}
+                <= {r for r in load_table().rules if any(r in t for t in receivers.slack)}
+            )
+        )
+        for asset, name in outcomes:
+            instance.report_runless_asset_event(dg.AssetCheckEvaluation(asset_key=dg.AssetKey(asset), check_name=name, passed=True))
+        wait(lambda: not receivers.open)
+        assert [*receivers.incidents] == [key]
+        wait(lambda: receivers.security[-1]["status"] == "resolved")
