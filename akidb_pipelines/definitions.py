@@ -10,9 +10,18 @@ from dagster_docker import PipesDockerClient
 from akidb_pipelines.images.runners.fleet import fleet_of
 from akidb_pipelines.machines.inventory import open_inventory
 from akidb_pipelines.progress import Report
-from akidb_pipelines.resources import BackupTools, CostTools, DrillTools, FixtureTools, ImageTools, RegistryTools, RunnerTools
+from akidb_pipelines.resources import (
+    BackupTools,
+    CostTools,
+    DrillTools,
+    FixtureTools,
+    HealthTools,
+    ImageTools,
+    RegistryTools,
+    RunnerTools,
+)
 from akidb_pipelines.settings import Settings
-from assets import backups, costs, drills, fixtures, jetson, reflash, registry, runners
+from assets import backups, costs, drills, fixtures, health, jetson, reflash, registry, runners
 from schedules import alerts, jobs, schedules, sensors
 
 
@@ -48,6 +57,8 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             backups.dashboard_export,
             backups.dump_retention,
             drills.dr_drill_report,
+            health.observability_retention,
+            health.staging_health,
             costs.cost_intake,
             costs.cost_rollup,
             costs.cost_allocation,
@@ -76,6 +87,7 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             jobs.runner_capacity_job,
             jobs.backups_job,
             jobs.dr_drill_job,
+            jobs.health_job,
             jobs.costs_intake_job,
             jobs.costs_rollup_job,
             jobs.costs_review_job,
@@ -89,6 +101,7 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             schedules.runner_capacity(settings.runner_capacity_cron),
             schedules.daily_backups(settings.daily_backups_cron),
             schedules.dr_drill(settings.dr_drill_cron),
+            schedules.health(settings.health_cron),
             schedules.costs_intake(settings.cost_intake_cron),
             schedules.costs_review(settings.cost_review_cron),
         ],
@@ -109,6 +122,7 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             "backup_tools": BackupTools(settings),
             "drill_tools": DrillTools(settings),
             "cost_tools": CostTools(settings),
+            "health_tools": HealthTools(settings),
             "pipes_docker": PipesDockerClient(),
         },
         # Every check is a step, and a process a step would cost 3 s each.

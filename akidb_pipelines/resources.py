@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from akidb_pipelines.drills.desk import Desk
     from akidb_pipelines.drills.journal import Cabinet
     from akidb_pipelines.fixtures.weekly import Workshop
+    from akidb_pipelines.health.observability import Finding
+    from akidb_pipelines.health.staging import StagingHealth
     from akidb_pipelines.images.capture import Captured
     from akidb_pipelines.images.prune import Pruned
     from akidb_pipelines.images.reflash import Flashed, ReflashPlan
@@ -271,6 +273,32 @@ class CostTools:
 
         scheme, _, rest = self.settings.cost_source.partition("://")
         return OciUsage(self.settings, rest.split("/")[1]) if scheme == "oci" else None
+
+
+class HealthTools:
+    """What the assets of health need.
+
+    Args:
+        settings: read once by the composition root.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def look_at_observability(self) -> list[Finding]:
+        """Prometheus and Loki as they are now; nothing where they are not configured."""
+        from akidb_pipelines.health.observability import look_at_observability
+
+        return look_at_observability(self.settings)
+
+    def look_at_staging(self) -> StagingHealth | None:
+        """Staging as it is now: OCI's where it is described, else a lab that stands; None where there is neither."""
+        from akidb_pipelines.drills.oci_staging import open_staging
+        from akidb_pipelines.health.staging import look_at_staging
+        from akidb_pipelines.lab.swarm.open import running_lab_target
+
+        target = open_staging(self.settings) or running_lab_target(self.settings)
+        return look_at_staging(target) if target else None
 
 
 class DrillTools:

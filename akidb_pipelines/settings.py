@@ -69,6 +69,12 @@ class Settings(BaseSettings):
     weekly_fixtures_cron: str = Field(default="0 2 * * 1", description="When the weekly fixtures are built (UTC).")
     runner_images_cron: str = Field(default="0 3 * * 0", description="When the runner images are built (UTC).")
     runner_capacity_cron: str = Field(default="*/15 * * * *", description="When the CI runners are looked at (UTC).")
+    health_cron: str = Field(default="*/30 * * * *", description="When observability and staging are looked at (UTC).")
+    prometheus_url: str = Field(
+        default="", description="Prometheus whose retention and newest data are looked at; empty: it is not."
+    )
+    loki_url: str = Field(default="", description="Loki whose retention and newest data are looked at; empty: it is not.")
+    loki_selector: str = Field(default='{job=~".+"}', description="Log streams that must have something new.")
     jetson_images_cron: str = Field(default="0 4 1 * *", description="When the Jetsons are captured (UTC).")
     daily_backups_cron: str = Field(default="0 1 * * *", description="When backups are taken (UTC).")
     dr_drill_cron: str = Field(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dagster as dg
 
-from assets import backups, costs, drills, fixtures, jetson, registry, runners
-from assets.common import started_by
+from assets import backups, costs, drills, fixtures, health, jetson, registry, runners
+from assets.common import PLATFORM, started_by
 
 fixtures_job = dg.define_asset_job(
     "fixtures",
@@ -87,6 +87,14 @@ costs_review_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(costs.REVIEW),
     description="Write the bi-weekly review of what was added up last.",
     tags={"pipeline": "costs"},
+)
+
+health_job = dg.define_asset_job(
+    "health",
+    owners=[PLATFORM],
+    selection=dg.AssetSelection.assets(health.OBSERVABILITY, health.STAGING),
+    description="Look at the observability stack and at staging.",
+    tags={"pipeline": "health"},
 )
 
 dr_drill_job = dg.define_asset_job(

@@ -15,6 +15,7 @@ from schedules.jobs import (
     costs_review_job,
     dr_drill_job,
     fixtures_job,
+    health_job,
     jetson_images_job,
     registry_gc_job,
     runner_capacity_job,
@@ -94,6 +95,17 @@ def runner_capacity(cron: str) -> dg.ScheduleDefinition:
         cron_schedule=cron,
         execution_timezone="UTC",
         description="By default every 15 minutes: how many CI jobs run and wait, which runners are offline.",
+    )
+
+
+def health(cron: str) -> dg.ScheduleDefinition:
+    """Every half hour: half of what the alerts allow."""
+    return dg.ScheduleDefinition(
+        name="health",
+        job=health_job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        description="By default every 30 minutes: how long metrics and logs are kept and how new they are; whether staging runs.",
     )
 
 

@@ -22,6 +22,7 @@ LAYERS = [
     {"assets", "akidb_pipelines.operations"},
     {"akidb_pipelines.resources", "akidb_pipelines.instance", "akidb_pipelines.doctor", "akidb_pipelines.hooks"},
     {"akidb_pipelines.lab"},
+    {"akidb_pipelines.health"},
     {"akidb_pipelines.drills"},
     {"akidb_pipelines.fixtures", "akidb_pipelines.images", "akidb_pipelines.backups", "akidb_pipelines.costs"},
     {"akidb_pipelines.quality"},

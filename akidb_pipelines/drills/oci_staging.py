@@ -17,7 +17,7 @@ from akidb_pipelines.backups.sources import DATABASES, HostDatabase, databases_o
 from akidb_pipelines.drills.oci_compute import Compute, Instance
 from akidb_pipelines.drills.scenarios import Fault
 from akidb_pipelines.drills.swarm_ssh import SwarmOverSsh, found_at
-from akidb_pipelines.drills.target import ALLOWED, TAG, Node
+from akidb_pipelines.drills.target import ALLOWED, TAG, Node, Service
 from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.machines.inventory import Inventory, open_inventory
 from akidb_pipelines.settings import Settings
@@ -160,6 +160,10 @@ class OciStaging:
                 except httpx.HTTPError:
                     continue
         return found
+
+    def services(self) -> list[Service]:
+        """See Target."""
+        return self._swarm().services() if self.staging.swarm else []
 
     def stale_tasks(self, node: str) -> list[str]:
         """See Target."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from akidb_pipelines.drills.target import NoQuorumError
+from akidb_pipelines.drills.target import NoQuorumError, Service
 from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.machines.inventory import Host, Inventory
 from akidb_pipelines.machines.ssh import Connection
@@ -97,6 +97,15 @@ class SwarmOverSsh:
         with suppress(OutsideError):  # of one that was evicted while it was off, and believes that it is still in
             self.docker(name, "swarm", "leave", "--force")
         self.docker(name, "swarm", "join", "--token", token, f"{address}:2377")
+
+    def services(self) -> list[Service]:
+        """All services; docker tells replicas as `2/3`, of jobs with more behind it."""
+        lines = self.docker(self._other(""), "service", "ls", "--format", "{{json .}}").splitlines()
+        found = []
+        for told in (json.loads(line) for line in lines if line):
+            running, _, desired = str(told["Replicas"]).split()[0].partition("/")
+            found.append(Service(str(told["Name"]), int(desired), int(running)))
+        return found
 
     def tasks_on(self, name: str) -> list[str]:
         """Containers of services that run on a node, though the swarm does not want them there."""

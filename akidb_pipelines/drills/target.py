@@ -48,6 +48,16 @@ class Node:
         return self.manager and self.ready and self.reachable
 
 
+@dataclass(frozen=True)
+class Service:
+    """A service as its cluster sees it now."""
+
+    name: str
+    desired: int
+    """Replicas that there should be."""
+    running: int
+
+
 def quorum(nodes: Sequence[Node]) -> str:
     """`3 of 3 managers healthy`; distinct addresses count, so that a ghost and its successor are one."""
     managers = {n.address for n in nodes if n.manager}
@@ -98,6 +108,10 @@ class Target(Protocol):
 
     def gateways(self) -> list[str] | None:
         """Names of the nodes whose gateway answers over HTTP; None where there is none."""
+        ...
+
+    def services(self) -> list[Service]:
+        """Every service, with how often it should run and does; none where nothing of that kind is known."""
         ...
 
     def stale_tasks(self, node: str) -> list[str]:

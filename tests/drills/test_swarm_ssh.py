@@ -11,6 +11,7 @@ from akidb_pipelines.drills.swarm_ssh import SwarmOverSsh, found_at
 from akidb_pipelines.drills.target import NoQuorumError
 from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.files import digest_file
+from akidb_pipelines.health.staging import look_at_staging
 from akidb_pipelines.lab.swarm.lab import NODES
 from akidb_pipelines.lab.swarm.node import waited
 from akidb_pipelines.lab.swarm.open import seed_database
@@ -38,12 +39,23 @@ def inventory(swarm, jetson_lab, tmp_path) -> Inventory:
 def test_a_lost_manager_is_evicted_and_its_successor_joins(swarm, inventory):
     members = SwarmOverSsh(inventory, NODES, {})
     assert members.cluster_id() == swarm.target.cluster_id()
+    assert sorted(members.services(), key=lambda s: s.name) == sorted(swarm.target.services(), key=lambda s: s.name)
+    whole = look_at_staging(swarm.target)
+    assert whole.replicas[0], whole.replicas
+    assert whole.answers
+    assert whole.answers[0], whole.answers
     assert [(m.name, m.ready, m.reachable) for m in sorted(members.members(), key=lambda m: m.name)] == [
         (n, True, True) for n in NODES
     ]
     victim = next(m.name for m in members.members() if not m.leader)
     swarm.target.power_off(victim)
     assert waited(lambda: [m for m in members.members() if m.name == victim and not m.ready], 60)
+    assert [s.desired for s in members.services()] == [s.desired for s in swarm.target.services()]
+    health = look_at_staging(swarm.target)
+    assert not health.replicas[0]
+    assert f"node {victim} is not ready" in health.replicas[1]
+    assert health.answers
+    assert not health.answers[0]
     members.evict(victim)
     assert victim not in [m.name for m in members.members()]
     swarm.target.rebuild(victim)

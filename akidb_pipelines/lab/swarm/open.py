@@ -67,6 +67,12 @@ def open_lab_target(settings: Settings, report: Report = lambda _: None) -> LabT
     return LabTarget(lab, temporary=mark.exists())
 
 
+def running_lab_target(settings: Settings) -> LabTarget | None:
+    """The lab as a target if it stands; one that misses a node stands, too. None where there is none."""
+    lab = open_swarm(settings)
+    return LabTarget(lab) if lab.swarm_is_made() else None
+
+
 def sweep_temporary(settings: Settings) -> None:
     """Take down a lab that was made for one drill and outlived it."""
     lab = open_swarm(settings)

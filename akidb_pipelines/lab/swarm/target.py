@@ -14,7 +14,7 @@ from typing import Any
 
 from akidb_pipelines.backups.sources import Database
 from akidb_pipelines.drills.scenarios import Fault
-from akidb_pipelines.drills.target import Node, NoQuorumError, RefusedCopyError
+from akidb_pipelines.drills.target import Node, NoQuorumError, RefusedCopyError, Service
 from akidb_pipelines.errors import IntegrityError, OutsideError, PipelineError
 from akidb_pipelines.lab.swarm.lab import NODES, SwarmLab, label
 from akidb_pipelines.lab.swarm.node import telling, waited
@@ -122,6 +122,12 @@ class LabTarget:
                 if httpx.get(f"{self.lab.gateway_url(name)}/health", timeout=1).status_code == 200:
                     found.append(name)
         return found
+
+    def services(self) -> list[Service]:
+        """See Target."""
+        with self._manager() as client:
+            found = [(s.name, s.attrs.get("ServiceStatus", {})) for s in client.services.list(status=True)]
+        return [Service(name, int(told.get("DesiredTasks", 0)), int(told.get("RunningTasks", 0))) for name, told in found]
 
     def stale_tasks(self, node: str) -> list[str]:
         """See Target."""
