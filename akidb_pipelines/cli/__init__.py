@@ -23,7 +23,7 @@ from akidb_pipelines.cli.drills import drills_app
 from akidb_pipelines.cli.fixtures import fixtures_app
 from akidb_pipelines.cli.images import images_app
 from akidb_pipelines.cli.lab import lab_app
-from akidb_pipelines.cli.metrics import alerts_app, metrics_app
+from akidb_pipelines.cli.operations import alerts_app, instance_app, metrics_app
 from akidb_pipelines.cli.registry import registry_app
 from akidb_pipelines.cli.runners import runners_app
 from akidb_pipelines.cli.store import store_app
@@ -50,6 +50,7 @@ app.add_typer(store_app, name="store")
 app.add_typer(cedar_app, name="cedar")
 app.add_typer(access_app, name="access")
 app.add_typer(alerts_app, name="alerts")
+app.add_typer(instance_app, name="instance")
 app.add_typer(metrics_app, name="metrics")
 app.add_typer(hooks_app, name="hooks")
 app.command("ui")(ui)

@@ -187,14 +187,15 @@ def _jobs(instance: dg.DagsterInstance) -> Iterable[JobFact]:
         run = record.dagster_run
         if run.tags.get("dagster/will_retry") == "true":
             continue
-        name = _name(run)
+        name = run_name(run)
         if name not in seen:
             seen.add(name)
             at = record.end_time or record.update_timestamp.timestamp()
             yield JobFact(name, run.is_success, at, run.run_id, run.tags.get("dagster/partition", ""))
 
 
-def _name(run: dg.DagsterRun) -> str:
+def run_name(run: dg.DagsterRun) -> str:
+    """The job of a run, and the device or runner that it is about; of a run without a job its assets."""
     job = run.job_name
     if job.startswith("__ASSET_JOB"):
         chosen = run.asset_selection or {key.asset_key for key in run.asset_check_selection or ()}

@@ -1,4 +1,4 @@
-"""`akidb-pipelines metrics` and `alerts`: what Prometheus scrapes, and which alerts are on."""
+"""`akidb-pipelines metrics`, `alerts` and `instance`: what Prometheus scrapes, which alerts are on, what Dagster may forget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from akidb_pipelines.cli.common import AsJson, print_json, wide
+from akidb_pipelines.cli.common import AsJson, print_json, transfer_bars, wide
 from akidb_pipelines.errors import ExitCode
 from akidb_pipelines.settings import Settings
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from akidb_pipelines.operations.facts import Watched
 
 metrics_app = typer.Typer(no_args_is_help=True, help="Metrics of the pipelines for Prometheus.")
+instance_app = typer.Typer(no_args_is_help=True, help="Dagster's instance: its runs and their history.")
 alerts_app = typer.Typer(no_args_is_help=True, help="Alerts: which there are, which are on, whether they arrive.")
 
 
@@ -103,6 +104,31 @@ def alerts_test() -> None:
         typer.echo("no receiver is configured: docs/alerts.md", err=True)
     if on.failures or off.failures or not lines:
         raise typer.Exit(ExitCode.OUTSIDE)
+
+
+@instance_app.command("prune")
+def instance_prune(
+    keep: Annotated[int, typer.Option(min=1, help="Newest of each asset partition, check and job that are kept.")] = 10,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be deleted.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete old runs with their events and logs; what an asset partition's or check's newest history rests on stays."""
+    import dagster as dg
+
+    from akidb_pipelines.operations.pruning import prune
+
+    settings = _prepared()
+    with dg.DagsterInstance.get() as instance, transfer_bars() as bars:
+        done = prune(instance, _watched(settings), keep, dry_run=dry_run, report=bars)
+    if as_json:
+        print_json({"dry_run": dry_run, **asdict(done)})
+        return
+    table = Table("job", "would be deleted" if dry_run else "deleted", title=f"{len(done.deleted)} runs, {done.kept} kept")
+    for job, number in sorted(done.by_job.items()):
+        table.add_row(escape(job), str(number))
+    wide(80).print(table)
+    for reason, number in sorted(done.reasons.items()):
+        typer.echo(f"{number} kept: {reason}")
 
 
 def _prepared() -> Settings:

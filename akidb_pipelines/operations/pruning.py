@@ -1,0 +1,114 @@
+"""Forgetting old runs. Dagster keeps every run and event for ever, some 22 kB a run, and deleting a run deletes its part of the history.
+
+Hence what is kept is decided by what a run made: of every asset partition the newest N materializations, of every check the newest N
+outcomes, of every job the newest N runs whatever came of them. Runs in flight are never touched. What nothing of that holds is deleted,
+with its events and logs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+
+from akidb_pipelines.operations.facts import Watched, run_name
+from akidb_pipelines.progress import Progress, Report
+
+_PAGE = 1000
+_DELETED = "deleting runs"
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What is forgotten, or would be."""
+
+    kept: int
+    deleted: tuple[str, ...]
+    """Run ids, oldest first."""
+    by_job: dict[str, int]
+    """How many of each job."""
+    reasons: dict[str, int]
+    """Why runs were kept, by the first reason that holds."""
+
+
+def prune(
+    instance: dg.DagsterInstance, watched: Watched, keep: int, *, dry_run: bool, report: Report = lambda _: None
+) -> Forgotten:
+    """Delete what is not held.
+
+    Args:
+        instance: Dagster's.
+        watched: what the definitions have.
+        keep: N of the rules above, at least 1.
+        dry_run: only say it.
+        report: told the progress.
+    """
+    report(Progress("reading the history"))
+    held = _held(instance, watched, keep)
+    jobs: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    deleted: list[tuple[str, str]] = []
+    for run in _pages(lambda cursor: instance.get_runs(cursor=cursor, limit=_PAGE)):
+        name = run_name(run)
+        jobs[name] += 1
+        if not run.is_finished:
+            reasons["in flight"] += 1
+        elif run.run_id in held:
+            reasons[held[run.run_id]] += 1
+        elif jobs[name] <= keep:
+            reasons["newest runs of a job"] += 1
+        else:
+            deleted.append((run.run_id, name))
+    deleted.reverse()
+    if not dry_run:
+        for number, (run_id, _) in enumerate(deleted):
+            report(Progress(_DELETED, number, len(deleted)))
+            _delete(instance, run_id)
+        report(Progress(_DELETED, len(deleted), len(deleted)))
+    return Forgotten(
+        sum(reasons.values()), tuple(run_id for run_id, _ in deleted), dict(Counter(name for _, name in deleted)), dict(reasons)
+    )
+
+
+def _held(instance: dg.DagsterInstance, watched: Watched, keep: int) -> dict[str, str]:
+    """Why a run must stay, by its id."""
+    held: dict[str, str] = {}
+    for key in instance.all_asset_keys():
+        for which in (instance.fetch_materializations, instance.fetch_observations):
+            seen: Counter[str | None] = Counter()
+            cursor: str | None = None
+            while True:
+                page = which(dg.AssetRecordsFilter(asset_key=key), limit=_PAGE, cursor=cursor)
+                for record in page.records:
+                    partition = record.partition_key
+                    seen[partition] += 1
+                    if seen[partition] <= keep:
+                        held.setdefault(record.run_id, "newest materializations of an asset partition")
+                if not page.has_more:
+                    break
+                cursor = page.cursor
+    for check in watched.checks:
+        for outcome in instance.event_log_storage.get_asset_check_execution_history(check, limit=keep):
+            held.setdefault(outcome.run_id, "newest outcomes of a check")
+    return held
+
+
+def _pages(fetch: Callable[[str | None], Sequence[dg.DagsterRun]]) -> Iterator[dg.DagsterRun]:
+    cursor = None
+    while page := fetch(cursor):
+        yield from page
+        cursor = page[-1].run_id
+
+
+def _delete(instance: dg.DagsterInstance, run_id: str) -> None:
+    instance.delete_run(run_id)
+    instance.compute_log_manager.delete_logs(prefix=[run_id])
+    storage = instance.event_log_storage
+    if isinstance(storage, SqliteEventLogStorage):
+        # Its rows are gone; the file that held them stays otherwise, one for every run there ever was.
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(f"{storage.path_for_shard(run_id)}{suffix}").unlink(missing_ok=True)
