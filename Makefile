@@ -11,7 +11,7 @@ TWO_AT_ONCE := -n 2 --no-loadscope-reorder
 CHAOS := $(addprefix tests/store/test_,faults.py kills.py attacks.py lease.py retention.py pull.py) \
 	$(addprefix tests/images/test_,faults.py kills.py)
 
-.PHONY: help setup setup-dev run ui test test-all lint chaos bench lock clean
+.PHONY: help setup setup-dev run ui test test-all lint chaos bench dashboards lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -49,6 +49,9 @@ chaos: setup-dev  ## the fault matrix: faults, kill points, attacks and races, R
 
 bench: setup-dev  ## comparisons against peers and limits, as ratios
 	@$(BIN)/python -m bench
+
+dashboards: setup-dev  ## write deploy/dashboards/*.json from scripts/dashboards.py
+	@$(BIN)/python scripts/dashboards.py
 
 lock: setup-dev  ## solve requirements/*.lock anew
 	@scripts/lock

@@ -1,5 +1,6 @@
 """Alerts as people get them: decided from the facts, told once, resolved, and never in a run's way."""
 
+import json
 import re
 import subprocess
 import sys
@@ -325,6 +326,32 @@ def test_promtool_and_amtool_accept_what_is_shipped():
     ):
         done = subprocess.run(command, cwd=CONFIGURATION, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _expressions():
+    for path in sorted((ROOT / "deploy" / "dashboards").glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel.get("targets", []):
+                yield path.stem, target["expr"]
+
+
+def test_dashboards_are_those_of_their_script(tmp_path):
+    code = "import dashboards, pathlib, sys; dashboards.FOLDER = pathlib.Path(sys.argv[1]); dashboards.main()"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT / "scripts", check=True, capture_output=True)
+    shipped = {p.name: p.read_text() for p in (ROOT / "deploy" / "dashboards").glob("*.json")}
+    assert {p.name: p.read_text() for p in tmp_path.glob("*.json")} == shipped
+    assert {*shipped} == {f"{n}.json" for n in ("builds", "cedar", "migrations", "jetson", "pipelines")}
+
+
+def test_every_expression_of_a_dashboard_is_promql_over_metrics_that_exist(tmp_path):
+    known = _exported() | {r["record"] for r in _prometheus_rules() if "record" in r}
+    known |= {"akidb_pipelines_cedar_decision_seconds_count", "jetson_gpu_utilization_percent"}
+    with prometheus(tmp_path, {}) as server:
+        for board, expression in _expressions():
+            assert server.get("/api/v1/format_query", query=expression)["status"] == "success"
+            used = set(re.findall(r"(?:akidb_pipelines|jetson_gpu)[\w:]*", re.sub(r'"[^"]*"', "", expression)))
+            assert used, (board, expression)
+            assert used <= known, (board, used - known)
 
 
 @pytest.mark.parametrize("rule", sorted(load_table().rules))
