@@ -40,7 +40,10 @@ def default_home() -> Path:
 class Settings(BaseSettings):
     """What an installation may set. Names in the environment carry the prefix `AKIDB_`."""
 
-    model_config = SettingsConfigDict(env_prefix="AKIDB_", frozen=True, extra="ignore", toml_file="akidb-pipelines.toml")
+    # An empty variable is one that is not set: compose files hand them all on.
+    model_config = SettingsConfigDict(
+        env_prefix="AKIDB_", env_ignore_empty=True, frozen=True, extra="ignore", toml_file="akidb-pipelines.toml"
+    )
 
     home: Path = Field(default_factory=default_home, description="Where state lives: store, catalog, builds.")
     store: str = Field(default="", description="Base of the artifact store; default file://$AKIDB_HOME/store.")

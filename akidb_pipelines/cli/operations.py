@@ -106,6 +106,22 @@ def alerts_test() -> None:
         raise typer.Exit(ExitCode.OUTSIDE)
 
 
+@instance_app.command("migrate")
+def instance_migrate() -> None:
+    """Bring the databases of Dagster and of the catalog to this version's schema; the init step of a deployment."""
+    import dagster as dg
+
+    from akidb_pipelines.catalog.catalog import Catalog
+
+    settings = _prepared()
+    with dg.DagsterInstance.get() as instance:
+        instance.upgrade(typer.echo)
+        # One drill at a time, whoever starts it.
+        instance.event_log_storage.set_concurrency_slots("dr_drill", 1)
+    Catalog(settings.catalog_url)
+    typer.echo("both databases have this version's schema")
+
+
 @instance_app.command("prune")
 def instance_prune(
     keep: Annotated[int, typer.Option(min=1, help="Newest of each asset partition, check and job that are kept.")] = 10,

@@ -16,10 +16,13 @@ from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGra
 from dagster._core.definitions.freshness import CronFreshnessPolicy, FreshnessPolicy, TimeWindowFreshnessPolicy
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus as Outcome
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 from dagster._utils.schedules import cron_string_iterator
 
 _RECENT_RUNS = 200
 """Looked at for the newest outcome of each job: more than a week of all schedules."""
+_RETRY_S = 120
+"""A run that is to be tried again is, within seconds; or never, if the code server was away at that moment."""
 _MEMBERS = ("dagster/partition/device", "dagster/partition/runner")
 """Tags that tell runs of one job apart: a Jetson's success says nothing about another's failure."""
 _IN_FLIGHT = (
@@ -138,7 +141,7 @@ def collect(instance: dg.DagsterInstance, watched: Watched, now: float | None = 
         now=now,
         assets=tuple(_assets(instance, watched)),
         checks=tuple(_checks(instance, watched)),
-        jobs=tuple(_jobs(instance)),
+        jobs=tuple(_jobs(instance, now)),
         runs={s.value: instance.get_runs_count(dg.RunsFilter(statuses=[s])) for s in _IN_FLIGHT},
         oldest_queued_s=max(0.0, now - queued[0].create_timestamp.timestamp()) if queued else 0.0,
         heartbeats={name: beat.timestamp for name, beat in instance.get_daemon_heartbeats().items()},
@@ -180,17 +183,17 @@ def _checks(instance: dg.DagsterInstance, watched: Watched) -> Iterable[CheckFac
         )
 
 
-def _jobs(instance: dg.DagsterInstance) -> Iterable[JobFact]:
+def _jobs(instance: dg.DagsterInstance, now: float) -> Iterable[JobFact]:
     ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE])
     seen: set[str] = set()
     for record in instance.get_run_records(ended, limit=_RECENT_RUNS):
         run = record.dagster_run
-        if run.tags.get("dagster/will_retry") == "true":
-            continue
+        at = record.end_time or record.update_timestamp.timestamp()
+        if AUTO_RETRY_RUN_ID_TAG in run.tags or (run.tags.get(WILL_RETRY_TAG) == "true" and now - at < _RETRY_S):
+            continue  # the run that tries it again speaks for both
         name = run_name(run)
         if name not in seen:
             seen.add(name)
-            at = record.end_time or record.update_timestamp.timestamp()
             yield JobFact(name, run.is_success, at, run.run_id, run.tags.get("dagster/partition", ""))
 
 

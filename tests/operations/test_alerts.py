@@ -146,6 +146,18 @@ def test_facts_of_an_instance():
         assert rules_on(collect(instance, watched)) == set()
 
 
+def test_a_run_that_is_tried_again_is_no_alert_unless_nobody_does():
+    watched = watched_of(SMALL.resolve_asset_graph())
+    with dg.instance_for_test() as instance:
+        job = SMALL.resolve_job_def("nightly")
+        failed = instance.create_run_for_job(job, tags={"dagster/will_retry": "true"})
+        instance.report_run_failed(failed)
+        assert collect(instance, watched).jobs == ()
+        assert [j.succeeded for j in collect(instance, watched, now=time.time() + 300).jobs] == [False]
+        instance.add_run_tags(failed.run_id, {"dagster/auto_retry_run_id": "another"})
+        assert collect(instance, watched, now=time.time() + 300).jobs == ()
+
+
 def test_every_asset_with_a_freshness_policy_has_a_limit():
     watched = watched_of(build_defs(Settings()).resolve_asset_graph())
     limits = {key.to_user_string(): limit for key, limit in watched.assets.items() if limit}
