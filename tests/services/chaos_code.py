@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 
 MARKS = Path(os.environ.get("CHAOS_MARKS", "."))
-DAYS = dg.DailyPartitionsDefinition("2026-01-01")
+DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_offset=1)
 
 
 def mark(name: str) -> int:
@@ -68,6 +68,19 @@ def needs_database() -> None:
     writes_events()
 
 
+@dg.op
+def fails_when_told() -> None:
+    """Fails while there is the mark `break`."""
+    if (MARKS / "break").exists():
+        raise dg.Failure("as told")
+
+
+@dg.job(executor_def=dg.in_process_executor)
+def breaks_when_told() -> None:
+    """For alerts."""
+    fails_when_told()
+
+
 @dg.asset(partitions_def=DAYS)
 def daily(context: dg.AssetExecutionContext) -> None:
     """One a day."""
@@ -84,5 +97,5 @@ def every_day(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest(run_key=key, partition_key=key)
 
 
-defs = dg.Definitions(assets=[daily], jobs=[two_steps, burst, needs_database, daily_job], schedules=[every_day])
+defs = dg.Definitions(assets=[daily], jobs=[two_steps, burst, needs_database, breaks_when_told, daily_job], schedules=[every_day])
 STARTED = datetime.now().isoformat()
