@@ -1,6 +1,7 @@
-"""A stub of Vault's transit engine: ed25519 keys with versions, real signatures, tokens that are checked.
+"""A stub of Vault: the transit engine with ed25519 keys, versions and real signatures; KV version 2; AppRole. Tokens are checked.
 
-It knows one token and one mount, `transit`, and neither policies nor leases nor other types of key. Faults as in `http_stub`.
+It knows one token, one role, and the mounts `transit` and `kv`; neither policies nor leases nor other types of key. Faults as in
+`http_stub`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class VaultStub(HttpStub):
     def __init__(self) -> None:
         super().__init__()
         self.token = f"hvs.{secrets.token_hex(12)}"
+        self.role_id, self.secret_id = secrets.token_hex(8), secrets.token_hex(12)
+        self.stored: dict[str, dict[str, Any]] = {}  # by path below kv
         self.keys: dict[str, list[Ed25519PrivateKey]] = {}  # version 1 comes first
 
     # what tests use
@@ -43,12 +46,22 @@ class VaultStub(HttpStub):
     # what the server asks
 
     def authenticate(self, request: Request) -> None:
+        if request.path == "/v1/auth/approle/login":
+            return
         if not secrets.compare_digest(request.headers.get("x-vault-token", ""), self.token):
             raise RefusedError(403, "permission denied")
 
     def serve(self, request: Request) -> Answer:
         method = "POST" if request.method == "PUT" else request.method  # Vault makes no difference
         match [method, *unquote(request.path).strip("/").split("/")]:
+            case ["POST", "v1", "auth", "approle", "login"]:
+                if _sent(request) != {"role_id": self.role_id, "secret_id": self.secret_id}:
+                    raise RefusedError(400, "invalid role or secret ID")
+                return Answer(200, {}, json.dumps({"auth": {"client_token": self.token, "lease_duration": 3600}}).encode())
+            case ["GET", "v1", "kv", "data", *path]:
+                if (name := "/".join(path)) not in self.stored:
+                    raise RefusedError(404, "")
+                return _answer({"data": self.stored[name], "metadata": {"version": 1, "deletion_time": "", "destroyed": False}})
             case ["POST", "v1", "transit", "keys", name]:
                 if (kind := _sent(request).get("type")) != "ed25519":
                     raise RefusedError(400, f"unknown key type {kind}")
