@@ -5,13 +5,14 @@ VENV := $(CHECKOUT)/.venv
 BIN := $(VENV)/bin
 PORT ?= 3000
 PYTEST_ARGS ?=
-REPEAT ?= 5
+REPEAT ?= 2
 # Tests that may not run at the same time stay in one worker: tests/conftest.py says which.
 TWO_AT_ONCE := -n 2 --no-loadscope-reorder
 CHAOS := $(addprefix tests/store/test_,faults.py kills.py attacks.py lease.py retention.py pull.py) \
-	$(addprefix tests/images/test_,faults.py kills.py)
+	$(addprefix tests/images/test_,faults.py kills.py) $(addprefix tests/operations/test_,chaos.py team.py alerts.py) \
+	tests/drills/test_lab_drills.py tests/backups/test_depot.py tests/test_periods.py
 
-.PHONY: help setup setup-dev run ui test test-all lint chaos bench dashboards lock clean
+.PHONY: help setup setup-dev run ui test test-all lint chaos soak bench dashboards lock clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -43,9 +44,12 @@ test-all: setup-dev lint  ## test, and every kill point and repeat
 	@scripts/test-packages
 	@$(BIN)/python -m pytest $(TWO_AT_ONCE) $(PYTEST_ARGS)
 
-chaos: setup-dev  ## the fault matrix: faults, kill points, attacks and races, REPEAT=5 times in a row
+chaos: setup-dev  ## the fault matrix: faults, kill points, attacks and races, REPEAT=2 times in a row
 	@scripts/test-packages
 	@for n in $$(seq $(REPEAT)); do $(BIN)/python -m pytest -q $(CHAOS) $(PYTEST_ARGS) || exit 1; done
+
+soak: setup-dev  ## long load: 50 runs through a real daemon, and a year of history; RUNS=50
+	@$(BIN)/python -m bench.soak $(RUNS)
 
 bench: setup-dev  ## comparisons against peers and limits, as ratios
 	@$(BIN)/python -m bench

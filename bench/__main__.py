@@ -7,7 +7,7 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 
-from bench import backups, checks, costs, drills, fixtures, images, loading, registry, runners
+from bench import backups, checks, costs, drills, fixtures, images, loading, operations, registry, runners
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
             "backups": lambda: backups.lines(work),
             "drills": lambda: drills.lines(work),
             "costs": lambda: costs.lines(work),
+            "operations": operations.lines,
         }
         for line in chain.from_iterable(parts[name]() for name in sys.argv[1:] or parts):
             missed += line.met is False

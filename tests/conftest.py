@@ -43,6 +43,7 @@ MACHINE_WIDE = (
     "tests/drills/",
     "tests/images/",
     "tests/lab/test_jetson_lab.py",
+    "tests/operations/test_deployment.py",
     "tests/operations/test_team.py",
 )
 _LABS = frozenset({"jetson_lab", "runner_lab", "swarm"})
