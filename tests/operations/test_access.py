@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 from datetime import UTC, datetime
 
 import httpx
@@ -19,7 +21,7 @@ from akidb_pipelines.operations.access.matrix import decide_matrix
 from akidb_pipelines.operations.access.rights import ADMINISTER, STARTS, VIEW, Right, leaves_the_lab
 from akidb_pipelines.settings import Settings
 from tests.services.front import Front
-from tests.services.identity import Issuer
+from tests.services.identity import Issuer, SignInProxy
 
 TEAMS = ("platform-engineering", "application-engineering", "security", "qa")
 
@@ -165,6 +167,30 @@ def test_what_cannot_be_written_down_is_not_done(issuer, tmp_path):
         )
         assert "log of decisions" in answer["errors"][0]["message"]
         assert front.graphql("{ version }", issuer.token("qa"))["data"]["version"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("team", "asset", "enabled"),
+    [
+        ("platform-engineering", "staging_dumps", True),
+        ("application-engineering", "staging_dumps", False),
+        ("application-engineering", "fixture_databases", True),
+        ("security", "fixture_databases", False),
+        ("qa", "fixture_databases", True),
+        ("qa", "staging_dumps", False),
+    ],
+)
+def test_buttons_in_a_browser(front, issuer, tmp_path, team, asset, enabled):
+    """Through a proxy that signs people in, as oauth2-proxy does."""
+    with SignInProxy(front.port, issuer.token(team)) as proxy:
+        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+        more = f"--disable-component-update --disable-sync --user-data-dir={tmp_path} --virtual-time-budget=20000 --dump-dom"
+        command = ["chromium", *flags.split(), *more.split(), f"{proxy.url}/assets/{asset}"]
+        page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    buttons = [b for b in re.findall(r"<button\b.*?</button>", page, re.DOTALL) if "Materialize" in b]
+    assert buttons
+    assert all("disabled" not in b.split(">")[0] for b in buttons) == enabled
 
 
 # --- the parts
