@@ -76,7 +76,7 @@ def _year(folder: Path) -> Iterator[Line]:
     folder.mkdir()
     (folder / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
     defs = build_defs(Settings(home=folder))
-    watched = watched_of(defs.resolve_asset_graph())
+    watched = watched_of(defs.get_repository_def())
     with dg.DagsterInstance.from_config(str(folder)) as instance:
         written = write_year(instance, watched)
         taken = []

@@ -31,7 +31,7 @@ def alerts(settings: Settings) -> dg.SensorDefinition:
         table, lines = load_table(), open_lines(settings)
         if context.repository_def is None:
             return dg.SensorResult(skip_reason="the code location is not loaded", cursor=context.cursor)
-        on = firing(collect(context.instance, watched_of(context.repository_def.asset_graph)), table)
+        on = firing(collect(context.instance, watched_of(context.repository_def)), table)
         told = tell(on, Ledger.parse(context.cursor), table, lines)
         for line in told.lines:
             context.log.info(line)

@@ -159,4 +159,4 @@ def _watched(settings: Settings) -> Watched:
     from akidb_pipelines.definitions import build_defs
     from akidb_pipelines.operations.facts import watched_of
 
-    return watched_of(build_defs(settings).resolve_asset_graph())
+    return watched_of(build_defs(settings).get_repository_def())

@@ -10,17 +10,17 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 
 import dagster as dg
-from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 from dagster._core.definitions.freshness import CronFreshnessPolicy, FreshnessPolicy, TimeWindowFreshnessPolicy
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus as Outcome
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 from dagster._utils.schedules import cron_string_iterator
 
-_RECENT_RUNS = 200
-"""Looked at for the newest outcome of each job: more than a week of all schedules."""
+_RECENT_RUNS = 30
+"""Of each job, looked at for its newest outcome: enough for every device and runner to be among them."""
 _RETRY_S = 120
 """A run that is to be tried again is, within seconds; or never, if the code server was away at that moment."""
 _MEMBERS = ("dagster/partition/device", "dagster/partition/runner")
@@ -41,6 +41,7 @@ class Watched:
     """Seconds after which a success is too old; None: it never is."""
     checks: Mapping[dg.AssetCheckKey, bool]
     """Whether it is blocking."""
+    jobs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,14 @@ class Facts:
     """Seconds of the epoch, by daemon."""
 
 
-def watched_of(graph: BaseAssetGraph) -> Watched:  # type: ignore[type-arg]
-    """From the graph of the definitions."""
+def watched_of(repository: dg.RepositoryDefinition) -> Watched:
+    """From the definitions."""
+    graph = repository.asset_graph
     assets: dict[dg.AssetKey, float | None] = {}
     for key in graph.get_all_asset_keys():
         node = graph.get(key)
         assets[key] = _window(node.freshness_policy)
-    return Watched(assets, {key: graph.get(key).blocking for key in graph.asset_check_keys})
+    return Watched(assets, {key: graph.get(key).blocking for key in graph.asset_check_keys}, tuple(repository.job_names))
 
 
 def _window(policy: FreshnessPolicy | None) -> float | None:
@@ -141,7 +143,7 @@ def collect(instance: dg.DagsterInstance, watched: Watched, now: float | None = 
         now=now,
         assets=tuple(_assets(instance, watched)),
         checks=tuple(_checks(instance, watched)),
-        jobs=tuple(_jobs(instance, now)),
+        jobs=tuple(_jobs(instance, watched, now)),
         runs={s.value: instance.get_runs_count(dg.RunsFilter(statuses=[s])) for s in _IN_FLIGHT},
         oldest_queued_s=max(0.0, now - queued[0].create_timestamp.timestamp()) if queued else 0.0,
         heartbeats={name: beat.timestamp for name, beat in instance.get_daemon_heartbeats().items()},
@@ -183,10 +185,12 @@ def _checks(instance: dg.DagsterInstance, watched: Watched) -> Iterable[CheckFac
         )
 
 
-def _jobs(instance: dg.DagsterInstance, now: float) -> Iterable[JobFact]:
-    ended = dg.RunsFilter(statuses=[dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE])
+def _jobs(instance: dg.DagsterInstance, watched: Watched, now: float) -> Iterable[JobFact]:
+    statuses = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
     seen: set[str] = set()
-    for record in instance.get_run_records(ended, limit=_RECENT_RUNS):
+    # Job by job: one that runs every quarter of an hour must not push a weekly one out of sight.
+    ended = (dg.RunsFilter(job_name=job, statuses=statuses) for job in watched.jobs)
+    for record in chain.from_iterable(instance.get_run_records(of_job, limit=_RECENT_RUNS) for of_job in ended):
         run = record.dagster_run
         at = record.end_time or record.update_timestamp.timestamp()
         if AUTO_RETRY_RUN_ID_TAG in run.tags or (run.tags.get(WILL_RETRY_TAG) == "true" and now - at < _RETRY_S):

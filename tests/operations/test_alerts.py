@@ -123,7 +123,7 @@ def run(instance, *, fail=False):
 
 
 def test_facts_of_an_instance():
-    watched = watched_of(SMALL.resolve_asset_graph())
+    watched = watched_of(SMALL.get_repository_def())
     with dg.instance_for_test() as instance:
         assert collect(instance, watched).assets == ()
         run(instance, fail=True)
@@ -147,7 +147,7 @@ def test_facts_of_an_instance():
 
 
 def test_a_run_that_is_tried_again_is_no_alert_unless_nobody_does():
-    watched = watched_of(SMALL.resolve_asset_graph())
+    watched = watched_of(SMALL.get_repository_def())
     with dg.instance_for_test() as instance:
         job = SMALL.resolve_job_def("nightly")
         failed = instance.create_run_for_job(job, tags={"dagster/will_retry": "true"})
@@ -158,8 +158,19 @@ def test_a_run_that_is_tried_again_is_no_alert_unless_nobody_does():
         assert collect(instance, watched, now=time.time() + 300).jobs == ()
 
 
+def test_a_weekly_failure_is_not_pushed_out_of_sight_by_what_runs_all_the_time():
+    watched = watched_of(SMALL.get_repository_def())
+    with dg.instance_for_test() as instance:
+        failed = instance.create_run_for_job(SMALL.resolve_job_def("nightly"))
+        instance.report_run_failed(failed)
+        often = SMALL.resolve_implicit_global_asset_job_def()
+        for _ in range(250):
+            instance.create_run_for_job(often, status=dg.DagsterRunStatus.SUCCESS)
+        assert rules_on(collect(instance, watched)) == {"pipeline.run.failed"}
+
+
 def test_every_asset_with_a_freshness_policy_has_a_limit():
-    watched = watched_of(build_defs(Settings()).resolve_asset_graph())
+    watched = watched_of(build_defs(Settings()).get_repository_def())
     limits = {key.to_user_string(): limit for key, limit in watched.assets.items() if limit}
     assert limits["fixture_release"] == 7 * 86400 + 4 * 3600
     assert limits["staging_dumps"] == 26 * 3600

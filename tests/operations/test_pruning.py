@@ -25,7 +25,7 @@ def breaks() -> None:
 DEFS = dg.Definitions(
     assets=[daily, breaks], jobs=[dg.define_asset_job("days", ["daily"]), dg.define_asset_job("broken", ["breaks"])]
 )
-WATCHED = watched_of(DEFS.resolve_asset_graph())
+WATCHED = watched_of(DEFS.get_repository_def())
 
 
 @pytest.fixture
