@@ -4,6 +4,7 @@ No `from __future__ import annotations` here: Dagster reads the annotations of `
 """
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import dagster as dg
 
@@ -40,6 +41,7 @@ _STAGED = {
             description="How long Prometheus and Loki keep metrics and logs, and how old their newest are.",
             tags={"runbook": "observability-gaps"},
             skippable=True,
+            freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=2)),
         )
     ],
     check_specs=[dg.AssetCheckSpec(name, asset=OBSERVABILITY, description=about) for name, about in _OBSERVED.items()],
@@ -87,6 +89,7 @@ def observability_retention(
             description="Desired against running replicas of staging's services, its nodes, and whether it answers.",
             tags={"runbook": "staging-deployment-failed"},
             skippable=True,
+            freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=2)),
         )
     ],
     check_specs=[dg.AssetCheckSpec(name, asset=STAGING, description=about) for name, about in _STAGED.items()],

@@ -324,6 +324,7 @@ def _archive_metadata(archived: "Archived", changed: "Difference | None", settin
             description="Jobs that run and wait on the CI runners, and which are online, from GitHub Actions.",
             tags={"runbook": "ci-runner-offline"},
             skippable=True,
+            freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=2)),
         )
     ],
     can_subset=True,  # hence nothing has to come of it: what is not configured is neither there nor green

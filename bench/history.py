@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
+from dagster._core.events import DagsterEvent, DagsterEventType, EngineEventData, StepMaterializationData
 from dagster._core.utils import make_new_run_id
 
 from akidb_pipelines.operations.facts import Watched
@@ -53,7 +53,9 @@ def write_year(instance: dg.DagsterInstance, watched: Watched) -> Written:
 def _run(instance: dg.DagsterInstance, watched: Watched, job: str, assets: tuple[str, ...], partition: str) -> int:
     run = dg.DagsterRun(job, run_id=make_new_run_id(), status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": partition})
     instance.add_run(run)
-    told = [DagsterEvent(DagsterEventType.ENGINE_EVENT.value, job, message="a line such as Dagster writes " * 8)] * _ENGINE_EVENTS
+    line = "a line such as Dagster writes " * 8
+    engine = DagsterEvent(DagsterEventType.ENGINE_EVENT.value, job, event_specific_data=EngineEventData(), message=line)
+    told = [engine] * _ENGINE_EVENTS
     for asset in assets:
         key = dg.AssetKey(asset)
         numbers = {name: n for n, name in enumerate(("size_bytes", "stored_bytes", "seconds", "rows", "migration_seconds"), 1)}

@@ -14,7 +14,6 @@ The restatement sensor asks for the months whose billing files are not those tha
 import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
@@ -28,9 +27,6 @@ from assets.drills import REPORT, recent_evaluations, recovery_job
 from assets.fixtures import AGREES, RELEASE, SANDBOX, agreement
 from assets.registry import EXPIRY_CHECK, REGISTRY, expiry_result
 from schedules.jobs import costs_rollup_job, dr_drill_job, fixtures_job
-
-if TYPE_CHECKING:
-    pass
 
 
 def requests(weeks: Iterable[Week], cedar_sha256: str) -> list[dg.RunRequest]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from datetime import date
@@ -87,8 +86,7 @@ def access_log(
         asked = date.fromisoformat(day) if day else next(iter(reversed(journal.days())), None)
     except ValueError as error:
         raise InputError(f"{day!r} is no day", hint="write it as 2026-11-26") from error
-    lines = journal.read(asked) if asked else iter(())
-    entries = [entry for line in lines if not (entry := json.loads(line))["allowed"] or not denied]
+    entries = [e for e in (journal.entries(asked) if asked else ()) if not (denied and e["allowed"])]
     if as_json:
         print_json({"day": asked, "decisions": entries})
         return

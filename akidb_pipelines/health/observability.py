@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +65,12 @@ def _looked(kind: str, url: str, look: Callable[[httpx.Client], list[Finding]]) 
 def _prometheus(client: httpx.Client, now: datetime) -> list[Finding]:
     kept = str(_get(client, "/api/v1/status/runtimeinfo").json()["data"]["storageRetention"])
     found = [_retention("metrics", kept, METRICS_DAYS)]
-    # Of everything that is scraped, the newest sample; `up` is written at every scrape, whether it succeeds or not.
-    newest = _sample(client, "max(timestamp(up))")
+    # `up` is written at every scrape, whether it succeeds or not: that all of them fail is asked for by itself.
+    newest = _sample(client, "max(max_over_time(timestamp(up)[1h:1m]))")
     down, all_targets = _sample(client, "count(up == 0)") or 0.0, _sample(client, "count(up)") or 0.0
     told = f"; {all_targets - down:.0f} of {all_targets:.0f} targets are up"
-    return [*found, _freshness("metrics", newest, now, METRICS_FRESH_S, told, {"targets": all_targets, "targets_down": down})]
+    fresh = _freshness("metrics", newest, now, METRICS_FRESH_S, told, {"targets": all_targets, "targets_down": down})
+    return [*found, replace(fresh, passed=fresh.passed and down < all_targets)]
 
 
 def _sample(client: httpx.Client, query: str) -> float | None:
@@ -105,11 +106,13 @@ def _get(client: httpx.Client, path: str, **params: str) -> httpx.Response:
 
 
 def _retention(kind: str, kept: str, days: int) -> Finding:
-    """`2w`, `14d or 10GiB`, `720h`; Prometheus and Loki take 0 for ever."""
-    seconds = duration_s(kept.partition(" or ")[0])
+    """`2w`, `14d or 10GiB`, `10GiB`, `720h`; Prometheus and Loki take 0 for ever."""
+    limits = kept.split(" or ")
+    sizes = [limit for limit in limits if limit.endswith("B")]
+    seconds = duration_s(next((limit for limit in limits if limit not in sizes), "0"))
     told = f"{kind} are kept for {seconds / 86400:g} days; {days} are wanted" if seconds else f"{kind} are kept for ever"
-    if " or " in kept:
-        told += f"; less, if they grow beyond {kept.partition(' or ')[2]}"
+    if sizes:
+        told += f"; less, if they grow beyond {sizes[0]}"
     return Finding(f"{kind}_retention", seconds == 0 or seconds >= days * 86400, told, {"retention_days": seconds / 86400})
 
 

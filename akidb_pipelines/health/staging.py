@@ -79,6 +79,6 @@ def _probes(urls: Iterable[tuple[str, str]]) -> Iterable[Probe]:
         try:
             answer = httpx.get(f"{url}/health", timeout=_TIMEOUT_S)
             ok, told = answer.status_code == _OK, f"HTTP {answer.status_code}"
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             ok, told = False, str(error) or type(error).__name__
         yield Probe(node, url, ok, told, perf_counter() - began)

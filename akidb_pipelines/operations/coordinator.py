@@ -8,6 +8,8 @@ from dagster._core.run_coordinator.queued_run_coordinator import QueuedRunCoordi
 
 from akidb_pipelines.operations.access.context import USER_TAG, CedarRequestContext
 
+_INHERITS = {"dagster/backfill", "dagster/parent_run_id"}
+"""Tags of runs that carry the name of whoever started the backfill, or the run that is tried again."""
 _CAUSES = {"dagster/schedule_name": "schedule", "dagster/sensor_name": "sensor"}
 
 
@@ -23,7 +25,7 @@ class NamingRunCoordinator(QueuedRunCoordinator):
         who = None
         if isinstance(workspace, CedarRequestContext):
             who = workspace.principal.name
-        else:
+        elif not _INHERITS & run.tags.keys():
             who = next((f"{kind}:{run.tags[tag]}" for tag, kind in _CAUSES.items() if tag in run.tags), None)
         if who:
             self._instance.add_run_tags(run.run_id, {USER_TAG: who})

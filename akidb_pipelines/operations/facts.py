@@ -166,8 +166,8 @@ def _checks(instance: dg.DagsterInstance, watched: Watched) -> Iterable[CheckFac
         record: AssetCheckExecutionRecord | None = latest
         if latest.status is Outcome.PLANNED:
             # A run is at it, or was skipped: what was found last still stands.
-            ended = (r for r in storage.get_asset_check_execution_history(key, limit=20) if r.status is not Outcome.PLANNED)
-            record = next(ended, None)
+            ended = storage.get_asset_check_execution_history(key, limit=1, status={Outcome.SUCCEEDED, Outcome.FAILED})
+            record = next(iter(ended), None)
         event = record.event.dagster_event if record and record.event else None
         if record is None or event is None:
             continue

@@ -13,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus as Outcome
+from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
+from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 
 from akidb_pipelines.operations.facts import Watched, run_name
 from akidb_pipelines.progress import Progress, Report
 
 _PAGE = 1000
+_OUTCOMES = {Outcome.SUCCEEDED, Outcome.FAILED}
 _DELETED = "deleting runs"
 
 
@@ -92,7 +96,7 @@ def _held(instance: dg.DagsterInstance, watched: Watched, keep: int) -> dict[str
                     break
                 cursor = page.cursor
     for check in watched.checks:
-        for outcome in instance.event_log_storage.get_asset_check_execution_history(check, limit=keep):
+        for outcome in instance.event_log_storage.get_asset_check_execution_history(check, limit=keep, status=_OUTCOMES):
             held.setdefault(outcome.run_id, "newest outcomes of a check")
     return held
 
@@ -106,6 +110,10 @@ def _pages(fetch: Callable[[str | None], Sequence[dg.DagsterRun]]) -> Iterator[d
 
 def _delete(instance: dg.DagsterInstance, run_id: str) -> None:
     instance.delete_run(run_id)
+    if isinstance(instance.event_log_storage, SqlEventLogStorage):
+        # Dagster leaves these rows, each with its event.
+        with instance.event_log_storage.index_connection() as connection:
+            connection.execute(AssetCheckExecutionsTable.delete().where(AssetCheckExecutionsTable.c.run_id == run_id))
     instance.compute_log_manager.delete_logs(prefix=[run_id])
     storage = instance.event_log_storage
     if isinstance(storage, SqliteEventLogStorage):

@@ -127,6 +127,11 @@ LAUNCH_ATTACKS = {
     f"repositorySelector: {REPOSITORY}}}, allPartitions: true}}) {{ {ERRORS} }}",
     "a backfill of its own and others' assets": "launchPartitionBackfill(backfillParams: {partitionsByAssets: ["
     '{assetKey: {path: ["fixture_databases"]}}, {assetKey: {path: ["staging_dumps"]}}]}) ' + f"{{ {ERRORS} }}",
+    "a tag that hides a failure": launch("fixtures", ', executionMetadata: {tags: [{key: "dagster/will_retry", value: "true"}]}'),
+    "a tag that claims a sensor": launch("fixtures", ', executionMetadata: {tags: [{key: "dagster/sensor_name", value: "x"}]}'),
+    "a tag of a backfill that claims a schedule": "launchPartitionBackfill(backfillParams: {assetSelection: [{path: "
+    '["fixture_databases"]}], partitionNames: ["2026-11-16"], tags: [{key: "dagster/schedule_name", value: "weekly_fixtures"}]}) '
+    f"{{ {ERRORS} }}",
     "a tag that claims a schedule": launch(
         "backups", ', executionMetadata: {tags: [{key: "dagster/schedule_name", value: "daily_backups"}]}'
     ),

@@ -43,7 +43,8 @@ def two_steps() -> None:
 
 @dg.op(config_schema={"name": str})
 def short(context: dg.OpExecutionContext) -> None:
-    """Marks that it ran."""
+    """Marks that it ran, after a second in which it can be killed."""
+    time.sleep(1)
     mark(context.op_config["name"])
 
 

@@ -19,7 +19,7 @@ from dagster import DagsterInstance
 from dagster._core.workspace.permissions import Permissions
 from dagster_webserver.webserver import DagsterWebserver
 from graphene import Schema
-from graphql import GraphQLError
+from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -27,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from akidb_pipelines.errors import InputError, PipelineError
 from akidb_pipelines.operations.access.context import SCOPE_KEY, CedarProcessContext, CedarRequestContext, Matter
@@ -40,6 +41,7 @@ from akidb_pipelines.operations.access.rights import (
     ON_DEPLOYMENT,
     VIEW,
     Right,
+    claimed_tags,
     configurations,
     described,
     leaves_the_lab,
@@ -191,6 +193,21 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
             return PlainTextResponse("one JSON object with one query is served, no batches", 400)
         return await super().graphql_http_endpoint(request)  # type: ignore[no-any-return]
 
+    async def execute_graphql_subscription(
+        self, websocket: WebSocket, operation_id: str, query: str, variables: dict[str, Any] | None, operation_name: str | None
+    ) -> tuple[Any, Any]:
+        """Over WebSocket subscriptions only."""
+        try:
+            operations = [d.operation for d in parse(query).definitions if isinstance(d, OperationDefinitionNode)]
+        except GraphQLError as error:
+            return None, {"message": str(error)}
+        if any(operation is not OperationType.SUBSCRIPTION for operation in operations):
+            return None, {"message": "only subscriptions are served over WebSocket"}
+        answer: tuple[Any, Any] = await super().execute_graphql_subscription(
+            websocket, operation_id, query, variables, operation_name
+        )
+        return answer
+
     async def download_notebook(self, request: Request) -> Response:
         """There are none, and the endpoint reads files by name."""
         return PlainTextResponse("there are no notebooks here", 404)
@@ -230,6 +247,10 @@ def _guard(name: str, right: Right | None, resolve: Callable[..., Any]) -> Calla
             needed = [right] if right else []
             if right is None and _may_leave_the_lab(context.instance, arguments):
                 needed.append(OCI_DRILL)
+            if claimed := claimed_tags(arguments):
+                raise GraphQLError(
+                    f"only Dagster's daemon writes {', '.join(sorted(claimed))}; {context.principal.name} may not (Cedar)"
+                )
             for each in needed:
                 if not context.may(each):
                     raise GraphQLError(f"{context.principal.name} may not {each} (Cedar)")

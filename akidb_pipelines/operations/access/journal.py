@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.settings import Settings
@@ -51,6 +52,7 @@ class Journal:
         self.folder, self._clock = folder, clock
         self._lock = threading.Lock()
         self._minute, self._refusals = 0, 0
+        self._torn = False
 
     def write(self, entry: Entry) -> None:
         """Append an entry.
@@ -79,10 +81,24 @@ class Journal:
 
     def days(self) -> list[date]:
         """Days that have entries, oldest first."""
-        return sorted(date.fromisoformat(p.stem.removeprefix("decisions-")) for p in self.folder.glob("decisions-*.jsonl"))
+        return sorted(date.fromisoformat(p.stem[-10:]) for p in self.folder.glob("decisions-????-??-??.jsonl"))
+
+    def entries(self, day: date) -> Iterator[dict[str, Any]]:
+        """The entries of a day; what a full disk left of one says so."""
+        for line in self.read(day):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                if line.strip():
+                    yield {
+                        "time": "",
+                        "asked": line.strip()[:200],
+                        "allowed": False,
+                        "policy": "half a line, of a disk that was full",
+                    }
 
     def read(self, day: date) -> Iterator[str]:
-        """The lines of a day."""
+        """The lines of a day, as they stand."""
         path = self._path(day)
         if path.is_file():
             with path.open(encoding="utf-8") as lines:
@@ -96,7 +112,10 @@ class Journal:
             # One write each: lines of several processes do not mix.
             handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
-                if os.write(handle, line) != len(line):
+                # Half a line that a full disk left must not swallow the next one.
+                whole = b"\n" + line if self._torn else line
+                self._torn = os.write(handle, whole) != len(whole)
+                if self._torn:
                     raise OSError(28, "no room for a whole line")
             finally:
                 os.close(handle)

@@ -56,38 +56,35 @@ class Judge:
         self._policies = self._sandbox.policy_set(OPS)
         self._looked = self._began = clock()
         self._remembered: dict[tuple[Principal, Right], Decision] = {}
+        self._asking: dict[Principal, Authorizer] = {}
 
     def decide(self, principal: Principal, right: Right) -> Decision:
         """Cedar's decision. What Cedar cannot evaluate is denied, under the name of what went wrong."""
         with self._lock:
             self._look()
-            sandbox, policies = self._sandbox, self._policies
+            sandbox, policies, cedar = self._sandbox, self._policies, self._asking.get(principal)
             if known := self._remembered.get((principal, right)):
                 return known
-        decision = self._ask(sandbox, policies, principal, right)
-        with self._lock:
-            if sandbox is self._sandbox:
-                self._remembered[principal, right] = decision
-        return decision
-
-    def _ask(self, sandbox: Sandbox, policies: cedarpy.PolicySet, principal: Principal, right: Right) -> Decision:
-        began = perf_counter()
-        user = (f"{OPS}::User", principal.id)
-        teams = [(f"{OPS}::Team", team) for team in principal.teams]
         try:
-            cedar = Authorizer(sandbox, [entity(user, {"email": principal.email}, *teams)], policies, OPS)
-            decision = cedar.decide(user, right.action, (f"{OPS}::{right.kind}", right.id))
+            # Reading the principal into Cedar is no part of a decision, and is done once for each.
+            cedar = cedar or _asking(sandbox, policies, principal)
+            began = perf_counter()
+            decision = cedar.decide((f"{OPS}::User", principal.id), right.action, (f"{OPS}::{right.kind}", right.id))
+            self._measured(perf_counter() - began)
         except CheckError as error:
             _log.error("%s", error)
             decision = Decision(False, f"error: {error}")
-        self._measured(perf_counter() - began)
+        with self._lock:
+            if cedar and sandbox is self._sandbox:
+                self._remembered[principal, right] = decision
+                self._asking[principal] = cedar
         return decision
 
     def _look(self) -> None:
         """Take up other policies, and forget old decisions."""
         now = self._clock()
         if now - self._began > _REMEMBERED_S or len(self._remembered) > _MOST_REMEMBERED:
-            self._remembered.clear()
+            self._forget()
             self._began = now
         if now - self._looked < _LOOK_S:
             return
@@ -100,14 +97,25 @@ class Judge:
             _log.error("the policies were changed and are broken; those of before stay in force: %s", error)
             return
         self._stamp, self._sandbox, self._policies = stamp, sandbox, sandbox.policy_set(OPS)
-        self._remembered.clear()
+        self._forget()
         _log.warning("the policies were changed: AkiDB::Ops is now %s", sandbox.sha256(OPS)[:16])
+
+    def _forget(self) -> None:
+        self._remembered.clear()
+        self._asking.clear()
 
     def _files(self) -> tuple[tuple[str, int, int], ...]:
         if self._folder is None:
             return ()
         found = sorted(self._folder.glob("*.cedar*"))
         return tuple((p.name, s.st_mtime_ns, s.st_size) for p in found if (s := p.stat()))
+
+
+def _asking(sandbox: Sandbox, policies: cedarpy.PolicySet, principal: Principal) -> Authorizer:
+    """Cedar, knowing this principal."""
+    user = (f"{OPS}::User", principal.id)
+    teams = [(f"{OPS}::Team", team) for team in principal.teams]
+    return Authorizer(sandbox, [entity(user, {"email": principal.email}, *teams)], policies, OPS)
 
 
 def decision_times(registry: CollectorRegistry) -> Histogram:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from datetime import date
 from html import escape
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
@@ -33,13 +33,13 @@ def decisions_page(journal: Journal, request: Request) -> Response:
         return PlainTextResponse(f"{asked!r} is no day; write 2026-11-26", 400)
     if request.query_params.get("format") == "jsonl":
         return StreamingResponse(journal.read(day), media_type="application/jsonl")
-    entries = [json.loads(line) for line in deque(journal.read(day), _SHOWN)]
+    entries = deque(journal.entries(day), _SHOWN)
     return HTMLResponse(
         _html(day, days, entries), headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
     )
 
 
-def _html(day: date, days: list[date], entries: list[dict[str, object]]) -> str:
+def _html(day: date, days: list[date], entries: deque[dict[str, Any]]) -> str:
     links = "".join(f'<a href="?day={d}">{d}</a>' for d in reversed(days[-31:]))
     head = "".join(f"<th>{c}</th>" for c in _COLUMNS)
     rows = "".join(_row(e) for e in reversed(entries))
@@ -51,7 +51,7 @@ def _html(day: date, days: list[date], entries: list[dict[str, object]]) -> str:
     )
 
 
-def _row(entry: dict[str, object]) -> str:
+def _row(entry: dict[str, Any]) -> str:
     def cell(column: str) -> str:
         value = entry.get(column, "")
         text = ", ".join(str(v) for v in value) if isinstance(value, list) else str(value)

@@ -173,6 +173,24 @@ def parents(arguments: object) -> list[str]:
     return [str(value) for key in ("parentRunId", "backfillId") for value in _values(arguments, key) if value]
 
 
+DAEMONS_TAGS = frozenset(
+    {
+        "dagster/schedule_name",
+        "dagster/sensor_name",
+        "dagster/backfill",
+        "dagster/retry_number",
+        "dagster/will_retry",
+        "dagster/auto_retry_run_id",
+    }
+)
+"""Only Dagster's daemon may write these: they say who started a run, and whether its failure matters."""
+
+
+def claimed_tags(arguments: object) -> set[str]:
+    """The daemon's tags that a mutation claims."""
+    return {str(tag.get("key")) for tags in _values(arguments, "tags") for tag in tags} & DAEMONS_TAGS
+
+
 _NAMES = frozenset(
     {
         "jobName",
@@ -201,14 +219,15 @@ def described(arguments: object) -> str:
 
 
 def _values(tree: object, key: str) -> Iterator[Any]:
+    """Values of a key anywhere in a tree, but not among the keys of tags."""
     yield from (value for name, value in _pairs(tree) if name == key)
 
 
 def _pairs(tree: object) -> Iterator[tuple[str, Any]]:
     if isinstance(tree, Mapping):
         for key, value in tree.items():
+            yield str(key), value
             if key != "tags":
-                yield str(key), value
                 yield from _pairs(value)
     elif isinstance(tree, list | tuple):
         for value in tree:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 
 from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.operations.alerts.decide import Alert
-from akidb_pipelines.operations.alerts.sender import Line
+from akidb_pipelines.operations.alerts.sender import Line, RefusedAlertError
 from akidb_pipelines.operations.alerts.table import Receiver, Table
 
 
@@ -69,13 +69,14 @@ def tell(on: Iterable[Alert], ledger: Ledger, table: Table, lines: Mapping[Recei
     dead: set[Receiver] = set()
 
     def deliver(receiver: Receiver, alert: Alert, *, is_on: bool) -> bool:
-        # One that did not take the first will not take the tenth: the rest waits for the next tick.
+        # One that is away for the first is away for the tenth: the rest waits for the next tick.
         if receiver in dead:
             return False
         try:
             lines[receiver].tell(alert, table.rules[alert.rule], on=is_on)
         except OutsideError as error:
-            dead.add(receiver)
+            if not isinstance(error, RefusedAlertError):
+                dead.add(receiver)
             failures.append(error.message)
             return False
         done.append(f"{receiver}: {alert.key} {'is on' if is_on else 'has ended'}")

@@ -15,6 +15,10 @@ _SOURCE = "akidb_pipelines"
 _PAGERDUTY_KEY_LENGTH = 255
 
 
+class RefusedAlertError(OutsideError):
+    """The receiver is there, and does not take this very alert."""
+
+
 class Line(Protocol):
     """A way to tell somebody."""
 
@@ -116,7 +120,9 @@ def _post(whom: str, url: str, body: Mapping[str, Any]) -> None:
         raise OutsideError(f"{whom} was not told: {type(error).__name__}", hint="it is tried again at the next tick") from error
     if not answer.is_success:
         told = answer.text[:200] if whom == "PagerDuty" else ""
-        raise OutsideError(f"{whom} was not told: HTTP {answer.status_code} {told}".rstrip(), hint="check its key or webhook")
+        mine = answer.is_client_error and answer.status_code != httpx.codes.TOO_MANY_REQUESTS
+        kind = RefusedAlertError if mine else OutsideError
+        raise kind(f"{whom} was not told: HTTP {answer.status_code} {told}".rstrip(), hint="check its key or webhook")
 
 
 def _run(alert: Alert, settings: Settings) -> str:

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from akidb_pipelines.errors import OutsideError, PipelineError
+from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.operations.access.identity import Principal
 from akidb_pipelines.operations.access.judge import Judge, decision_times
 from akidb_pipelines.operations.access.rights import VIEW
@@ -45,7 +45,7 @@ class PipelineCollector(Collector):
         began = perf_counter()
         found: list[Metric] = []
         try:
-            found += families(collect(self._instance, self._watched))
+            found = list(families(collect(self._instance, self._watched)))
         except Exception:  # noqa: BLE001 - whatever its database raises: the exporter tells it, and lives on
             _log.exception("the Dagster instance cannot be read")
         up = GaugeMetricFamily(f"{PREFIX}_instance_up", "1 while the Dagster instance can be read.")
@@ -66,6 +66,7 @@ def serve_metrics(watched: Watched, sandbox: Path | None, host: str, port: int, 
         stop: ends it.
 
     Raises:
+        InputError: the sandbox is unusable.
         OutsideError: the port cannot be had.
     """
     registry = CollectorRegistry()
@@ -77,12 +78,10 @@ def serve_metrics(watched: Watched, sandbox: Path | None, host: str, port: int, 
         except OSError as error:
             raise OutsideError(f"metrics at {host}:{port}: {error}", hint="choose another --port") from error
         try:
+            judge = Judge(sandbox, times.observe)
             while True:
-                try:
-                    # A judge that remembers nothing, as the policies are now.
-                    Judge(sandbox, times.observe).decide(_PROBED, VIEW)
-                except PipelineError:
-                    _log.exception("Cedar cannot be probed")
+                # A minute later it has forgotten the answer.
+                judge.decide(_PROBED, VIEW)
                 if stop.wait(_PROBE_S):
                     return
         finally:
