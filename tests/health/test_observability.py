@@ -6,11 +6,13 @@ import time
 
 import dagster as dg
 import pytest
+from prometheus_client import CollectorRegistry, start_http_server
 
 from akidb_pipelines.definitions import build_defs
-from akidb_pipelines.health.observability import duration_s, look_at_observability
+from akidb_pipelines.health.observability import _retention, duration_s, look_at_observability
 from akidb_pipelines.settings import Settings
 from assets.health import OBSERVABILITY
+from tests.services.front import free_port
 from tests.services.http_stub import Status
 from tests.services.loki_stub import LokiStub
 from tests.services.prometheus import prometheus
@@ -18,12 +20,14 @@ from tests.services.prometheus import prometheus
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    """A Prometheus that scrapes two targets that are down, hence is fresh, and a Loki."""
+    """A Prometheus that scrapes two targets, of which one is down, and a Loki."""
     folder = tmp_path_factory.mktemp("prometheus")
-    targets = {"exporter:9464": "127.0.0.1:1", "webserver:9465": "127.0.0.1:1"}
+    port = free_port()
+    start_http_server(port, "127.0.0.1", CollectorRegistry())
+    targets = {"exporter:9464": f"127.0.0.1:{port}", "webserver:9465": "127.0.0.1:1"}
     with prometheus(folder, targets) as server, LokiStub() as loki:
         end = time.monotonic() + 30
-        while not server.get("/api/v1/query", query="up")["data"]["result"]:
+        while len(server.get("/api/v1/query", query="up")["data"]["result"]) < 2:
             assert time.monotonic() < end
             time.sleep(0.2)
         yield server, loki
@@ -51,7 +55,7 @@ def test_a_stack_as_planned(settings):
         ("metrics_retention", "metrics_fresh", "logs_retention", "logs_fresh"), True
     )
     assert "kept for 14 days" in found["metrics_retention"].told
-    assert "0 of 2 targets are up" in found["metrics_fresh"].told
+    assert "1 of 2 targets are up" in found["metrics_fresh"].told
 
 
 def test_metrics_that_are_kept_too_short(tmp_path):
@@ -88,6 +92,23 @@ def test_one_that_answers_nonsense_is_found(settings, loki):
     assert outcomes(elsewhere) == {"metrics_fresh": False}
     loki.inject(Status(500), path="/config")
     assert not outcomes(settings)["logs_fresh"]
+
+
+def test_a_prometheus_whose_targets_are_all_down_is_blind(tmp_path):
+    with prometheus(tmp_path, {"exporter:9464": "127.0.0.1:1", "webserver:9465": "127.0.0.1:1"}) as server:
+        end = time.monotonic() + 30
+        while len(server.get("/api/v1/query", query="up")["data"]["result"]) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        found = {f.check: f for f in look_at_observability(Settings(prometheus_url=server.url))}
+    assert not found["metrics_fresh"].passed
+    assert "0 of 2 targets are up" in found["metrics_fresh"].told
+
+
+def test_a_limit_by_size_alone_is_no_limit_by_time():
+    assert _retention("metrics", "10GiB", 14).passed
+    assert "beyond 10GiB" in _retention("metrics", "14d or 10GiB", 14).told
+    assert not _retention("metrics", "7d or 10GiB", 14).passed
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,19 @@ def test_a_journal_without_room_refuses(tmp_path):
         journal.write(Entry("u", (), "a", "", "r", True, "p", ""))
 
 
+def test_half_a_line_of_a_full_disk_spoils_no_other(tmp_path):
+    noon = datetime(2026, 11, 26, 12, tzinfo=UTC)
+    journal, entry = Journal(tmp_path, lambda: noon), Entry("u", (), "asked", "", "r", True, "p", "")
+    journal.write(entry)
+    with (tmp_path / "decisions-2026-11-26.jsonl").open("a") as lines:
+        lines.write('{"time":"2026')
+    journal._torn = True
+    journal.write(entry)
+    assert [e["allowed"] for e in journal.entries(noon.date())] == [True, False, True]
+    (tmp_path / "decisions-of-mine.jsonl").write_text("")
+    assert journal.days() == [noon.date()]
+
+
 @pytest.mark.parametrize(
     ("config", "leaves"),
     [

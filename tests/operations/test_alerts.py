@@ -256,6 +256,13 @@ def test_one_that_ended_before_anybody_heard_of_it_is_not_resolved(receivers, li
     assert receivers.incidents == {}
 
 
+def test_an_alert_that_is_refused_holds_up_no_other(receivers, lines):
+    receivers.inject(Status(400), path="/v2/enqueue")
+    told = tell([FAILED, replace(FAILED, subject="costs")], Ledger({}), load_table(), {"pagerduty": lines["pagerduty"]})
+    assert len(told.failures) == 1
+    assert len(receivers.open) == 1
+
+
 def test_secrets_are_in_no_error_and_no_ledger(receivers, lines):
     receivers.inject(Status(403), path="/", times=9)
     told = tell([FAILED, DRIFT], Ledger({}), load_table(), lines)
@@ -407,6 +414,8 @@ def test_metrics_of_an_instance(tmp_path, monkeypatch):
     )
     assert 'akidb_pipelines_last_success_timestamp_seconds{asset="dr_drill_report"}' in text
     assert 'akidb_pipelines_cedar_decision_seconds_count{source="probe"} 1.0' in text
+    # Far below the alert's limit: reading schema and policies is no part of a decision.
+    assert 'akidb_pipelines_cedar_decision_seconds_bucket{le="0.005",source="probe"} 1.0' in text
 
 
 def wait(what, seconds=60):
