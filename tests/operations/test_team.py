@@ -6,6 +6,7 @@ The image is Debian alone; this checkout and its environment are mounted into it
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ import httpx
 import pytest
 import yaml
 
+from akidb_pipelines.catalog.catalog import Catalog
 from akidb_pipelines.lab.runner import BASE
 from tests.services.dagster_machine import DagsterMachine, wait
 from tests.services.front import ROOT, free_port
@@ -111,6 +113,21 @@ def test_a_run_has_a_container_of_its_own_and_the_settings_that_it_needs(machine
     # Neither a process of this machine nor SQLite, which is what a missing dagster.yaml would quietly give.
     assert "Launching run in a new container" in told(machine, run_id)
     assert not list(machine.folder.rglob("*.db"))
+
+
+@pytest.mark.slow
+def test_the_init_step_brings_both_databases_to_this_versions_schema(machine, postgres_tcp):
+    """Twice, as at every start of the compose file; two databases, since both keep a table alembic_version."""
+    catalog = urlsplit(postgres_tcp.database()).path.strip("/")
+    url = f"postgresql+psycopg://akidb@127.0.0.1:{postgres_tcp.port}/{catalog}"
+    command = [sys.executable, "-m", "akidb_pipelines", "instance", "migrate"]
+    for _ in range(2):
+        done = subprocess.run(
+            command, env={**machine.environment, "AKIDB_CATALOG": url}, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert Catalog(url).releases() == []
+    assert {p.name: p.limit for p in machine.instance.event_log_storage.get_pool_limits()}["dr_drill"] == 1
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import os
 import time
-from datetime import datetime
 from pathlib import Path
 
 import dagster as dg
@@ -99,4 +98,3 @@ def every_day(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
 
 
 defs = dg.Definitions(assets=[daily], jobs=[two_steps, burst, needs_database, breaks_when_told, daily_job], schedules=[every_day])
-STARTED = datetime.now().isoformat()
