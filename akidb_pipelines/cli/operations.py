@@ -40,13 +40,13 @@ def metrics_serve(
 @metrics_app.command("show")
 def metrics_show() -> None:
     """Print the metrics once, in Prometheus' text format."""
-    import dagster as dg
     from prometheus_client import CollectorRegistry, generate_latest
 
+    from akidb_pipelines.operations.facts import open_instance
     from akidb_pipelines.operations.metrics.serve import PipelineCollector
 
     settings = _prepared()
-    with dg.DagsterInstance.get() as instance:
+    with open_instance() as instance:
         registry = CollectorRegistry()
         registry.register(PipelineCollector(instance, _watched(settings)))
         typer.echo(generate_latest(registry).decode(), nl=False)
@@ -55,14 +55,12 @@ def metrics_show() -> None:
 @alerts_app.command("list")
 def alerts_list(as_json: AsJson = False) -> None:
     """Every rule and what is on now, decided anew; exits 1 while a critical one is on. Tells nobody."""
-    import dagster as dg
-
     from akidb_pipelines.operations.alerts.decide import firing
     from akidb_pipelines.operations.alerts.table import load_table
-    from akidb_pipelines.operations.facts import collect
+    from akidb_pipelines.operations.facts import collect, open_instance
 
     settings, rules = _prepared(), load_table()
-    with dg.DagsterInstance.get() as instance:
+    with open_instance() as instance:
         facts = collect(instance, _watched(settings))
     on, known = firing(facts, rules), {check.key for check in facts.checks}
     if as_json:
@@ -109,12 +107,11 @@ def alerts_test() -> None:
 @instance_app.command("migrate")
 def instance_migrate() -> None:
     """Bring the databases of Dagster and of the catalog to this version's schema; the init step of a deployment."""
-    import dagster as dg
-
     from akidb_pipelines.catalog.catalog import Catalog
+    from akidb_pipelines.operations.facts import open_instance
 
     settings = _prepared()
-    with dg.DagsterInstance.get() as instance:
+    with open_instance() as instance:
         instance.upgrade(typer.echo)
         # One drill at a time, whoever starts it.
         instance.event_log_storage.set_concurrency_slots("dr_drill", 1)
@@ -129,12 +126,11 @@ def instance_prune(
     as_json: AsJson = False,
 ) -> None:
     """Delete old runs with their events and logs; what an asset partition's or check's newest history rests on stays."""
-    import dagster as dg
-
+    from akidb_pipelines.operations.facts import open_instance
     from akidb_pipelines.operations.pruning import prune
 
     settings = _prepared()
-    with dg.DagsterInstance.get() as instance, transfer_bars() as bars:
+    with open_instance() as instance, transfer_bars() as bars:
         done = prune(instance, _watched(settings), keep, dry_run=dry_run, report=bars)
     if as_json:
         print_json({"dry_run": dry_run, **asdict(done)})

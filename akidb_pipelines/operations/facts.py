@@ -108,6 +108,11 @@ class Facts:
     """Seconds of the epoch, by daemon."""
 
 
+def open_instance() -> dg.DagsterInstance:
+    """The instance of DAGSTER_HOME, for `with`."""
+    return dg.DagsterInstance.get()
+
+
 def watched_of(repository: dg.RepositoryDefinition) -> Watched:
     """From the definitions."""
     graph = repository.asset_graph

@@ -418,7 +418,7 @@ def test_metrics_of_an_instance(tmp_path, monkeypatch):
     assert 'akidb_pipelines_cedar_decision_seconds_bucket{le="0.005",source="probe"} 1.0' in text
 
 
-def wait(what, seconds=60):
+def wait(what, seconds=180):
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it does not come to pass"

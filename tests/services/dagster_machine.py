@@ -21,7 +21,7 @@ from tests.services.front import ROOT, free_port
 CODE = ROOT / "tests" / "services" / "chaos_code.py"
 
 
-def wait(what: Callable[[], Any], seconds: float = 60) -> Any:
+def wait(what: Callable[[], Any], seconds: float = 180) -> Any:
     """What it returns once it is true.
 
     Raises:

@@ -16,7 +16,7 @@ import httpx
 from tests.services.identity import Issuer
 
 ROOT = Path(__file__).parent.parent.parent
-_START_SECONDS = 120
+_START_SECONDS = 240
 
 
 def free_port() -> int:
