@@ -66,7 +66,8 @@ def _prometheus(client: httpx.Client, now: datetime) -> list[Finding]:
     kept = str(_get(client, "/api/v1/status/runtimeinfo").json()["data"]["storageRetention"])
     found = [_retention("metrics", kept, METRICS_DAYS)]
     # `up` is written at every scrape, whether it succeeds or not: that all of them fail is asked for by itself.
-    newest = _sample(client, "max(max_over_time(timestamp(up)[1h:1m]))")
+    # An instant query sees five minutes back; what is older is looked for minute by minute.
+    newest = _sample(client, "max(timestamp(up)) or max(max_over_time(timestamp(up)[1h:1m]))")
     down, all_targets = _sample(client, "count(up == 0)") or 0.0, _sample(client, "count(up)") or 0.0
     told = f"; {all_targets - down:.0f} of {all_targets:.0f} targets are up"
     fresh = _freshness("metrics", newest, now, METRICS_FRESH_S, told, {"targets": all_targets, "targets_down": down})
