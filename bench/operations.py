@@ -22,8 +22,9 @@ from akidb_pipelines.settings import Settings
 from bench.history import write_year
 from bench.measure import Line
 from tests.services.dagster_machine import DagsterMachine
-from tests.services.front import ROOT, Front
+from tests.services.front import Front
 from tests.services.identity import Issuer
+from tests.services.server import ROOT
 
 _QUERY = "{ assetNodes { assetKey { path } hasMaterializePermission } permissions { permission value } version }"
 

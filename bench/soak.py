@@ -18,7 +18,7 @@ from akidb_pipelines.operations.pruning import prune
 from akidb_pipelines.settings import Settings
 from bench.history import write_year
 from tests.services.dagster_machine import DagsterMachine, wait
-from tests.services.front import ROOT
+from tests.services.server import ROOT
 
 _RUNS_PAGE = (
     "{ runsOrError(limit: 25) { ... on Runs { results { runId status jobName tags { key value } stats { __typename } } } } }"

@@ -12,10 +12,10 @@ from akidb_pipelines.definitions import build_defs
 from akidb_pipelines.health.observability import _retention, duration_s, look_at_observability
 from akidb_pipelines.settings import Settings
 from assets.health import OBSERVABILITY
-from tests.services.front import free_port
 from tests.services.http_stub import Status
 from tests.services.loki_stub import LokiStub
 from tests.services.prometheus import prometheus
+from tests.services.server import free_port
 
 
 @pytest.fixture(scope="module")

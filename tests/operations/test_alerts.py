@@ -22,10 +22,10 @@ from akidb_pipelines.operations.alerts.table import load_table
 from akidb_pipelines.operations.facts import AssetFact, CheckFact, Facts, JobFact, collect, watched_of
 from akidb_pipelines.operations.metrics.families import CHECK_NAMED, NAMED, families
 from akidb_pipelines.settings import Settings
-from tests.services.front import ROOT, free_port
 from tests.services.http_stub import Hang, Reset, Status
-from tests.services.prometheus import CONFIGURATION, Server, alertmanager, prometheus
+from tests.services.prometheus import CONFIGURATION, alertmanager, prometheus
 from tests.services.receivers import Receivers
+from tests.services.server import ROOT, Server, free_port
 
 NOW = 1_800_000_000.0
 

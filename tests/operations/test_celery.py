@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from tests.services.dagster_machine import DagsterMachine, wait
-from tests.services.front import ROOT, free_port
 from tests.services.postgres import Postgres
+from tests.services.server import ROOT, free_port
 
 SUCCESS, FAILURE, CANCELED = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED
 pytestmark = [pytest.mark.exhaustive, pytest.mark.slow]
@@ -77,21 +77,16 @@ def machine(tmp_path_factory):
         redis.wait()
 
 
-def in_second_step(machine) -> str:
-    machine.forget()
-    run_id = machine.launch("two_steps")
-    wait(lambda: machine.marked("lasts"), 90)
-    return run_id
-
-
 def test_a_run_is_done_by_a_worker(machine):
-    run_id = in_second_step(machine)
+    machine.forget()
+    run_id = machine.in_second_step()
     (machine.marks / "go-on").touch()
     wait(lambda: machine.status(run_id) is SUCCESS)
 
 
 def test_a_worker_that_is_lost_is_noticed_and_its_run_tried_again_elsewhere(machine, record_property):
-    run_id = in_second_step(machine)
+    machine.forget()
+    run_id = machine.in_second_step()
     machine.kill_worker()
     began = time.monotonic()
     wait(lambda: machine.status(run_id) is FAILURE, 90)
@@ -104,7 +99,8 @@ def test_a_worker_that_is_lost_is_noticed_and_its_run_tried_again_elsewhere(mach
 
 
 def test_what_is_terminated_stays_terminated(machine):
-    run_id = in_second_step(machine)
+    machine.forget()
+    run_id = machine.in_second_step()
     query = f'mutation {{ terminateRun(runId: "{run_id}") {{ __typename }} }}'
     httpx.post(f"http://127.0.0.1:{machine.port}/graphql", json={"query": query}, timeout=60).raise_for_status()
     wait(lambda: machine.status(run_id) is CANCELED)

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from tests.services.dagster_machine import DagsterMachine, wait
-from tests.services.front import ROOT
+from tests.services.server import ROOT
 
 ONE_MACHINE = (ROOT / "dagster.yaml").read_text()
 FAKETIME = str(next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), ""))
@@ -31,20 +31,6 @@ def machine(shared):
     return shared
 
 
-def in_second_step(machine) -> str:
-    """A run whose first step is done and whose second lasts."""
-
-    def launched():
-        try:
-            return machine.launch("two_steps")
-        except (AssertionError, KeyError, TypeError):
-            return None  # the webserver does not know the new code server yet
-
-    run_id = wait(launched)
-    wait(lambda: machine.marked("lasts"))
-    return run_id
-
-
 def seconds_until_failed(machine, run_id) -> float:
     began = time.monotonic()
     wait(lambda: machine.status(run_id) is FAILURE)
@@ -53,7 +39,7 @@ def seconds_until_failed(machine, run_id) -> float:
 
 @pytest.mark.slow
 def test_a_killed_worker_is_noticed_and_its_run_tried_again_from_the_lost_step(machine, record_property):
-    run_id = in_second_step(machine)
+    run_id = machine.in_second_step()
     machine.worker(run_id).kill()
     seconds = seconds_until_failed(machine, run_id)
     record_property("detected_seconds", round(seconds, 1))
@@ -65,7 +51,7 @@ def test_a_killed_worker_is_noticed_and_its_run_tried_again_from_the_lost_step(m
 
 @pytest.mark.slow
 def test_a_killed_code_server_leaves_the_run_alone(machine):
-    run_id = in_second_step(machine)
+    run_id = machine.in_second_step()
     machine.kill("code")
     (machine.marks / "go-on").touch()
     wait(lambda: machine.status(run_id) is SUCCESS)
@@ -76,7 +62,7 @@ def test_a_killed_code_server_leaves_the_run_alone(machine):
 @pytest.mark.slow
 def test_a_worker_that_dies_with_its_code_server_is_noticed_by_the_daemon(machine, record_property):
     """As when a machine is out of memory. Nobody is left to tell but the daemon, which looks for the process itself."""
-    run_id = in_second_step(machine)
+    run_id = machine.in_second_step()
     worker = machine.worker(run_id)
     machine.kill("code")
     worker.kill()
@@ -88,7 +74,7 @@ def test_a_worker_that_dies_with_its_code_server_is_noticed_by_the_daemon(machin
 
 @pytest.mark.slow
 def test_a_killed_daemon_stops_no_run_and_starts_none_twice(machine):
-    first = in_second_step(machine)
+    first = machine.in_second_step()
     queued = [machine.launch("burst", _named(f"q{n}")) for n in range(3)]
     machine.kill("daemon")
     (machine.marks / "go-on").touch()

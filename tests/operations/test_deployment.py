@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from akidb_pipelines.settings import Settings
-from tests.services.front import ROOT
+from tests.services.server import ROOT
 
 DEPLOY = ROOT / "deploy"
 ENVIRONMENT = {

@@ -12,8 +12,8 @@ import pytest
 
 from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.operations.secrets import VaultSecretsLoader
-from tests.services.front import ROOT
 from tests.services.http_stub import Status
+from tests.services.server import ROOT
 from tests.services.vault_stub import VaultStub
 
 

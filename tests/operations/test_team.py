@@ -21,10 +21,10 @@ import yaml
 from akidb_pipelines.catalog.catalog import Catalog
 from akidb_pipelines.lab.runner import BASE
 from tests.services.dagster_machine import DagsterMachine, wait
-from tests.services.front import ROOT, free_port
 from tests.services.postgres import Postgres
-from tests.services.prometheus import Server, alertmanager, prometheus
+from tests.services.prometheus import alertmanager, prometheus
 from tests.services.receivers import Receivers
+from tests.services.server import ROOT, Server, free_port
 
 SUCCESS, FAILURE, CANCELED = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED
 
@@ -94,15 +94,9 @@ def told(machine, run_id) -> str:
     return "\n".join(e.message for e in machine.instance.all_logs(run_id))
 
 
-def in_second_step(machine) -> str:
-    run_id = machine.launch("two_steps")
-    wait(lambda: machine.marked("lasts"))
-    return run_id
-
-
 @pytest.mark.slow
 def test_a_run_has_a_container_of_its_own_and_the_settings_that_it_needs(machine, engine, postgres_tcp):
-    run_id = in_second_step(machine)
+    run_id = machine.in_second_step()
     container = container_of(engine, run_id)
     environment = dict(e.split("=", 1) for e in container.attrs["Config"]["Env"])
     assert environment["AKIDB_SEED"] == "4711"
@@ -132,7 +126,7 @@ def test_the_init_step_brings_both_databases_to_this_versions_schema(machine, po
 
 @pytest.mark.slow
 def test_a_killed_container_is_noticed_and_its_run_tried_again_from_the_lost_step(machine, engine, record_property):
-    run_id = in_second_step(machine)
+    run_id = machine.in_second_step()
     container_of(engine, run_id).kill()
     began = time.monotonic()
     wait(lambda: machine.status(run_id) is FAILURE)
@@ -146,7 +140,7 @@ def test_a_killed_container_is_noticed_and_its_run_tried_again_from_the_lost_ste
 
 @pytest.mark.slow
 def test_a_killed_code_server_leaves_containers_alone(machine):
-    run_id = in_second_step(machine)
+    run_id = machine.in_second_step()
     machine.kill("code")
     (machine.marks / "go-on").touch()
     wait(lambda: machine.status(run_id) is SUCCESS)
@@ -155,8 +149,7 @@ def test_a_killed_code_server_leaves_containers_alone(machine):
 
 @pytest.mark.slow
 def test_what_is_terminated_stays_terminated(machine, engine):
-    run_id = wait(lambda: _launched(machine))
-    wait(lambda: machine.marked("lasts"))
+    run_id = machine.in_second_step()
     container = container_of(engine, run_id)
     query = f'mutation {{ terminateRun(runId: "{run_id}") {{ __typename }} }}'
     answer = httpx.post(f"http://127.0.0.1:{machine.port}/graphql", json={"query": query}, timeout=60).json()
@@ -166,18 +159,11 @@ def test_what_is_terminated_stays_terminated(machine, engine):
     assert machine.retry_of(run_id) is None
 
 
-def _launched(machine):
-    try:
-        return machine.launch("two_steps")
-    except (AssertionError, KeyError, TypeError):
-        return None  # the webserver does not know the new code server yet
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [3, 25])
 def test_postgresql_goes_away_for_a_while(machine, postgres_tcp, seconds, record_property):
     """What a step cannot do meanwhile it does again: an op with a retry policy outlives even half a minute."""
-    run_id = wait(lambda: _launched_as(machine, "needs_database"))
+    run_id = machine.launched("needs_database")
     wait(lambda: machine.marked("writes_events"))
     postgres_tcp.stop()
     time.sleep(seconds)
@@ -194,13 +180,6 @@ def test_postgresql_goes_away_for_a_while(machine, postgres_tcp, seconds, record
     record_property("attempts", machine.marked("writes_events"))
     if machine.processes["daemon"].poll() is not None:
         machine.start("daemon")
-
-
-def _launched_as(machine, job):
-    try:
-        return machine.launch(job)
-    except (AssertionError, KeyError, TypeError, httpx.HTTPError, ValueError):
-        return None
 
 
 @pytest.mark.slow
@@ -220,7 +199,7 @@ def test_from_a_failed_run_to_pagerduty_and_back(machine, tmp_path, monkeypatch)
             tmp_path / "prometheus", {"exporter:9464": f"127.0.0.1:{port}", "webserver:9465": "127.0.0.1:1"}, manager.url[7:]
         ),
     ):
-        failed = wait(lambda: _launched_as(machine, "breaks_when_told"))
+        failed = machine.launched("breaks_when_told")
         wait(lambda: machine.status(failed) is FAILURE)
         wait(lambda: [i for i in receivers.open.values() if "breaks_when_told" in i.summary])
         keys = {k for k, i in receivers.open.items() if "breaks_when_told" in i.summary}

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.services.front import ROOT, free_port
+from tests.services.server import ROOT, free_port
 
 CODE = ROOT / "tests" / "services" / "chaos_code.py"
 
@@ -155,6 +155,23 @@ class DagsterMachine:
         ).json()
         assert answer["data"]["launchRun"]["__typename"] == "LaunchRunSuccess", answer
         return str(answer["data"]["launchRun"]["run"]["runId"])
+
+    def launched(self, job: str) -> str:
+        """As launch, once the webserver knows a code server that was started anew."""
+
+        def started() -> str | None:
+            try:
+                return self.launch(job)
+            except (AssertionError, KeyError, TypeError, ValueError, httpx.HTTPError):
+                return None
+
+        return str(wait(started))
+
+    def in_second_step(self) -> str:
+        """A run of job two_steps whose first step is done and whose second lasts."""
+        run_id = self.launched("two_steps")
+        wait(lambda: self.marked("lasts"))
+        return run_id
 
     def status(self, run_id: str) -> dg.DagsterRunStatus:
         run = self.instance.get_run_by_id(run_id)

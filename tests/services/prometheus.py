@@ -4,50 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import time
 from pathlib import Path
-from typing import Any, Self
 
-import httpx
-
-from tests.services.front import ROOT, free_port
 from tests.services.receivers import Receivers
+from tests.services.server import ROOT, Server, free_port
 
 CONFIGURATION = ROOT / "deploy" / "prometheus"
-
-
-class Server:
-    """A program that serves HTTP on a port of its own; `ready` is a path that answers once it does."""
-
-    def __init__(self, command: list[str], port: int, ready: str, log: Path) -> None:
-        self.url = f"http://127.0.0.1:{port}"
-        self._command, self._ready, self._log = command, ready, log
-
-    def __enter__(self) -> Self:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
-        end = time.monotonic() + 60
-        while True:
-            try:
-                httpx.get(self.url + self._ready, timeout=2).raise_for_status()
-                return self
-            except httpx.HTTPError:
-                if self._process.poll() is not None or time.monotonic() > end:
-                    raise RuntimeError(f"{self._command[0]} does not start: {self._log.read_text()[-2000:]}") from None
-                time.sleep(0.1)
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def get(self, path: str, **params: str) -> Any:
-        """An API's answer."""
-        return httpx.get(self.url + path, params=params, timeout=10).raise_for_status().json()
 
 
 def prometheus(folder: Path, targets: dict[str, str], alertmanager: str = "", retention: str = "14d") -> Server:

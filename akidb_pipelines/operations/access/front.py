@@ -180,7 +180,8 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
     async def graphql_http_endpoint(self, request: Request) -> Response:
         """Queries and mutations come as JSON by POST; a GET shows the GraphiQL page and runs nothing."""
         if request.method == "GET" and "text/html" in request.headers.get("accept", "") and "query" not in request.query_params:
-            return await super().graphql_http_endpoint(request)  # type: ignore[no-any-return]
+            page: Response = await super().graphql_http_endpoint(request)
+            return page
         if request.method != "POST":
             return PlainTextResponse("GraphQL is served by POST only", 405)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -191,7 +192,8 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
             return PlainTextResponse("the request is no JSON", 400)
         if not isinstance(sent, dict) or not isinstance(sent.get("query"), str):
             return PlainTextResponse("one JSON object with one query is served, no batches", 400)
-        return await super().graphql_http_endpoint(request)  # type: ignore[no-any-return]
+        answer: Response = await super().graphql_http_endpoint(request)
+        return answer
 
     async def execute_graphql_subscription(
         self, websocket: WebSocket, operation_id: str, query: str, variables: dict[str, Any] | None, operation_name: str | None
@@ -216,7 +218,8 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
         """Of runs only: a path that climbs is none."""
         if ".." in request.path_params["path"].split("/"):
             return PlainTextResponse("no such log", 404)
-        return await super().download_captured_logs_endpoint(request)  # type: ignore[no-any-return]
+        log: Response = await super().download_captured_logs_endpoint(request)
+        return log
 
     async def report_asset_materialization_endpoint(self, request: Request) -> JSONResponse:
         """Reported by who administers."""

@@ -77,7 +77,7 @@ def tell(on: Iterable[Alert], ledger: Ledger, table: Table, lines: Mapping[Recei
         except OutsideError as error:
             if not isinstance(error, RefusedAlertError):
                 dead.add(receiver)
-            failures.append(error.message)
+            failures.append(str(error))
             return False
         done.append(f"{receiver}: {alert.key} {'is on' if is_on else 'has ended'}")
         return True

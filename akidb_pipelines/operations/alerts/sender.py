@@ -117,12 +117,18 @@ def _post(whom: str, url: str, body: Mapping[str, Any]) -> None:
     try:
         answer = httpx.post(url, json=body, timeout=_TIMEOUT_S)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise OutsideError(f"{whom} was not told: {type(error).__name__}", hint="it is tried again at the next tick") from error
+        raise OutsideError(
+            f"{whom} was not told: {type(error).__name__}",
+            hint="does this host reach it, and is its address right? The sensor tries again at every tick",
+        ) from error
     if not answer.is_success:
         told = answer.text[:200] if whom == "PagerDuty" else ""
         mine = answer.is_client_error and answer.status_code != httpx.codes.TOO_MANY_REQUESTS
         kind = RefusedAlertError if mine else OutsideError
-        raise kind(f"{whom} was not told: HTTP {answer.status_code} {told}".rstrip(), hint="check its key or webhook")
+        raise kind(
+            f"{whom} was not told: HTTP {answer.status_code} {told}".rstrip(),
+            hint="is its key or webhook still valid? The sensor tries again at every tick",
+        )
 
 
 def _run(alert: Alert, settings: Settings) -> str:
