@@ -58,6 +58,11 @@ def test_every_check_that_the_table_names_exists():
     assert named <= keys
 
 
+def test_additive_drift_which_is_there_from_the_beginning_is_no_alert():
+    assert rules_on(facts(checks=(check("fixture_databases/schema_drift", blocking=True, severity="WARN"),))) == set()
+    assert rules_on(facts(checks=(check("fixture_databases/schema_drift", blocking=True),))) == {"fixture.drift.breaking"}
+
+
 def test_a_blocking_check_that_only_warned_is_no_alert():
     assert rules_on(facts(checks=(check("staging_dumps/restorable", blocking=True),))) == {"pipeline.check.failed"}
     assert rules_on(facts(checks=(check("staging_dumps/restorable", blocking=True, severity="WARN"),))) == set()

@@ -40,7 +40,7 @@ def _firing(facts: Facts, table: Table) -> Iterator[Alert]:
     named = {check for rule in table.rules.values() for check in rule.checks}
     for name, rule in table.rules.items():
         for check in rule.checks:
-            if check in failed:
+            if check in failed and (failed[check].severity == "ERROR" or not rule.only_errors):
                 yield _of_check(name, failed[check])
         if rule.blocking:
             # A blocking check that only warned has held nothing back.

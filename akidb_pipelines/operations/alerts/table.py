@@ -27,6 +27,8 @@ class Rule(BaseModel):
     also: tuple[Receiver, ...] = ()
     """Told besides those of its severity."""
     checks: tuple[str, ...] = ()
+    only_errors: bool = False
+    """Of its checks: a failure of severity WARN is none."""
     runs: bool = False
     blocking: bool = False
     freshness: bool = False
