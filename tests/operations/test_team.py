@@ -199,13 +199,13 @@ def test_from_a_failed_run_to_pagerduty_and_back(machine, tmp_path, monkeypatch)
             tmp_path / "prometheus", {"exporter:9464": f"127.0.0.1:{port}", "webserver:9465": "127.0.0.1:1"}, manager.url[7:]
         ),
     ):
-        failed = machine.launched("breaks_when_told")
+        failed = machine.launched("backups")
         wait(lambda: machine.status(failed) is FAILURE)
-        wait(lambda: [i for i in receivers.open.values() if "breaks_when_told" in i.summary])
-        keys = {k for k, i in receivers.open.items() if "breaks_when_told" in i.summary}
+        wait(lambda: [i for i in receivers.open.values() if "backups" in i.summary])
+        keys = {k for k, i in receivers.open.items() if "backups" in i.summary}
         assert len(keys) == 1
         (machine.marks / "break").unlink()
-        better = machine.launch("breaks_when_told")
+        better = machine.launch("backups")
         wait(lambda: machine.status(better) is SUCCESS)
         wait(lambda: not keys & {*receivers.open})
         assert any("pipeline.run.failed" in text for text in receivers.slack)
