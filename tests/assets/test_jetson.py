@@ -125,5 +125,5 @@ def test_assets_have_owners_runbooks_and_freshness(settings):
     defs = build_defs(settings)
     for key in (CAPTURE, GOLDEN_IMAGE):
         spec = defs.resolve_asset_graph().get(key)
-        assert spec.owners == ["team:platform-engineering"]
+        assert spec.owners == ["team:platform-engineering", "team:jetson"]
         assert "runbook" in spec.tags
