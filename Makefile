@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 PYTEST_ARGS ?=
 REPEAT ?= 2
+# Without bytecode every command would compile Dagster and Great Expectations anew, which takes longer than what it is there for.
+unexport PYTHONDONTWRITEBYTECODE
 # Tests that may not run at the same time stay in one worker: tests/conftest.py says which.
 TWO_AT_ONCE := -n 2 --no-loadscope-reorder
 CHAOS := $(addprefix tests/store/test_,faults.py kills.py attacks.py lease.py retention.py pull.py) \
@@ -46,7 +48,7 @@ test-all: setup-dev lint  ## test, and every kill point and repeat
 
 chaos: setup-dev  ## the fault matrix: faults, kill points, attacks and races, REPEAT=2 times in a row
 	@scripts/test-packages
-	@for n in $$(seq $(REPEAT)); do $(BIN)/python -m pytest -q $(CHAOS) $(PYTEST_ARGS) || exit 1; done
+	@for n in $$(seq $(REPEAT)); do $(BIN)/python -m pytest -q $(TWO_AT_ONCE) $(CHAOS) $(PYTEST_ARGS) || exit 1; done
 
 soak: setup-dev  ## long load: 50 runs through a real daemon, and a year of history; RUNS=50
 	@$(BIN)/python -m bench.soak $(RUNS)

@@ -187,8 +187,12 @@ class Catalog:
             raise InputError(f"AKIDB_CATALOG: {error}", hint=hint) from error
         except OSError as error:
             raise OutsideError(f"catalog {self._where}: {error}", hint="check AKIDB_CATALOG, permissions and disk") from error
-        with self._telling():
-            self._upgrade()
+        try:
+            with self._telling():
+                self._upgrade()
+        except OutsideError:
+            self.close()
+            raise
 
     @contextmanager
     def _telling(self) -> Iterator[None]:

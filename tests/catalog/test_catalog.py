@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
 
@@ -24,7 +25,9 @@ def url(request, tmp_path):
 
 @pytest.fixture
 def catalog(url):
-    return Catalog(url)
+    opened = Catalog(url)
+    yield opened
+    opened.close()
 
 
 def outcome(passed=True):
@@ -73,11 +76,11 @@ def test_the_migrations_make_what_the_models_say(catalog, url):
 
 
 def _open(url):
-    catalog = Catalog(url)
-    for n in range(20):
-        catalog.record_check(f"{n:064d}", outcome())
-        catalog.record_findings("2026-W46", [replace(finding(), key=f"k{n}")])
-        catalog.record_release(CataloguedRelease("2026-W47", n + 1, "m" * 64, "c" * 64, 123, ("ci",)))
+    with closing(Catalog(url)) as catalog:
+        for n in range(20):
+            catalog.record_check(f"{n:064d}", outcome())
+            catalog.record_findings("2026-W46", [replace(finding(), key=f"k{n}")])
+            catalog.record_release(CataloguedRelease("2026-W47", n + 1, "m" * 64, "c" * 64, 123, ("ci",)))
 
 
 def test_several_processes_may_open_and_fill_a_new_catalog_at_once(url):
@@ -87,7 +90,8 @@ def test_several_processes_may_open_and_fill_a_new_catalog_at_once(url):
     for worker in workers:
         worker.join(60)
     assert [w.exitcode for w in workers] == [0, 0, 0, 0]
-    assert len(Catalog(url).releases()) == len(Catalog(url).findings()) == 20
+    with closing(Catalog(url)) as catalog:
+        assert len(catalog.releases()) == len(catalog.findings()) == 20
 
 
 def test_an_unusable_url_is_said(tmp_path):
@@ -122,10 +126,8 @@ def test_something_else_than_a_catalog_is_said(tmp_path):
 AMOUNTS = st.decimals(min_value=-(10**19), max_value=10**19, places=18, allow_nan=False, allow_infinity=False)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_money_comes_back_as_it_went_in(kind, request, tmp_path):
-    url = f"sqlite:///{tmp_path / 'c.db'}" if kind == "sqlite" else request.getfixturevalue("postgres").database()
-    tables = CostTables(Catalog(url))
+def test_money_comes_back_as_it_went_in(catalog):
+    tables = CostTables(catalog)
 
     @settings(max_examples=50, deadline=None)
     @given(AMOUNTS, AMOUNTS)
@@ -140,8 +142,8 @@ def test_money_comes_back_as_it_went_in(kind, request, tmp_path):
     holds()
 
 
-def test_a_months_cells_and_versions_are_the_same_on_both(url):
-    tables = CostTables(Catalog(url))
+def test_a_months_cells_and_versions_are_the_same_on_both(catalog):
+    tables = CostTables(catalog)
     month = CataloguedMonth("2026-10", False, 1, True, "f" * 64, 2, "now")
     amounts = (Decimal("12345678901234567890.123456789012345678"), Decimal("-0.000000000000000001"))
     cells = [CataloguedCell("2026-10", False, 1, *"pskteucx", 1, a, a, Decimal(0)) for a in amounts]
