@@ -200,8 +200,8 @@ def run_policy_latency(sandbox: Sandbox, *, policies: int = LATENCY_POLICIES) ->
     agree = RuleResult(
         "slices decide as the full set does",
         "Policies",
-        status=Status.PASS if found.agreed == found.sliced.requests else Status.FAIL,
-        count=found.sliced.requests - found.agreed,
+        status=Status.PASS if found.agreed == found.full_scan.requests else Status.FAIL,
+        count=found.full_scan.requests - found.agreed,
     )
     facts: dict[str, str | int | float] = {
         "policies": found.policies,

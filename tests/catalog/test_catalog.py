@@ -66,13 +66,12 @@ def test_a_finding_is_new_once_and_remembers_its_weeks(catalog):
     assert kept.affected_policies == ("p", "q")
 
 
-def test_the_migrations_make_what_the_models_say(catalog, url):
+def test_the_migrations_make_what_the_models_say(catalog):
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
-    from sqlalchemy import create_engine
 
-    with create_engine(url).connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    with catalog.session() as session:
+        assert compare_metadata(MigrationContext.configure(session.connection()), Base.metadata) == []
 
 
 def _open(url):

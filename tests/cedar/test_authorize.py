@@ -45,7 +45,7 @@ def test_entities_that_break_the_schema_are_refused(sandbox):
 
 
 def test_slicing_by_tenant_changes_no_decision(sandbox):
-    report = measure_latency(sandbox, policies=400, requests=200)
+    report = measure_latency(sandbox, policies=400, requests=200, scans=200)
     assert report.policies == 400
     assert report.agreed == 200
 
