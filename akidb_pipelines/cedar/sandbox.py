@@ -22,6 +22,8 @@ from akidb_pipelines.errors import InputError
 SHIPPED = Path(__file__).parent / "shipped"
 PRODUCT = "AkiDB"
 OPS = "AkiDB::Ops"
+EVERYWHERE = ""
+"""Namespace of a policy that holds in both."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Sandbox:
 
     def policies_of(self, namespace: str) -> tuple[Policy, ...]:
         """The policies about one namespace, by id."""
-        return tuple(p for p in self.policies if p.namespace == namespace)
+        return tuple(p for p in self.policies if p.namespace in {namespace, EVERYWHERE})
 
     def policy_set(self, namespace: str) -> cedarpy.PolicySet:
         """Cedar's parsed handle of one namespace's policies; decisions name policies by their `@id`."""
@@ -163,9 +165,8 @@ def _policies(path: Path, schema_text: str) -> list[Policy]:
 
 
 def _namespace_of(policy: Json) -> str:
-    """The namespace that a policy speaks of: Ops as soon as it names anything of it."""
-    for node in _dicts(policy):
-        for key in ("entity_type", "type"):
-            if str(node.get(key, "")).startswith(f"{OPS}::"):
-                return OPS
-    return PRODUCT
+    """The namespace that a policy speaks of: Ops as soon as it names anything of it. A forbid that names nothing is meant everywhere."""
+    named = [str(node[key]) for node in _dicts(policy) for key in ("entity_type", "type") if key in node]
+    if any(name.startswith(f"{OPS}::") for name in named):
+        return OPS
+    return EVERYWHERE if policy.get("effect") == "forbid" and not any("::" in name for name in named) else PRODUCT

@@ -95,5 +95,10 @@ def access_log(
     for e in entries:
         decision = "[green]allowed[/]" if e["allowed"] else "[red]denied[/]"
         told = {**e, "time": e["time"][11:19], "decision": decision}
-        table.add_row(*(told[c] if c == "decision" else escape(str(told.get(c, ""))) for c in columns))
+        table.add_row(*(told[c] if c == "decision" else escape(_harmless(str(told.get(c, "")))) for c in columns))
     wide(150).print(table)
+
+
+def _harmless(text: str) -> str:
+    """Anybody may choose what stands in the log: a terminal must not obey it."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import subprocess
+import threading
 from datetime import UTC, datetime
 
 import httpx
 import pytest
+from dagster._core.execution.backfill import BulkActionStatus
 
 from akidb_pipelines.cedar.sandbox import SHIPPED
 from akidb_pipelines.definitions import build_defs
@@ -18,7 +21,8 @@ from akidb_pipelines.operations.access.identity import Doorkeeper, Principal, Pu
 from akidb_pipelines.operations.access.journal import Entry, Journal
 from akidb_pipelines.operations.access.judge import Judge
 from akidb_pipelines.operations.access.matrix import decide_matrix
-from akidb_pipelines.operations.access.rights import ADMINISTER, STARTS, VIEW, Right, leaves_the_lab
+from akidb_pipelines.operations.access.reach import leaves_the_lab
+from akidb_pipelines.operations.access.rights import ADMINISTER, STARTS, VIEW, Right
 from akidb_pipelines.settings import Settings
 from tests.services.front import Front
 from tests.services.identity import Issuer, SignInProxy
@@ -105,11 +109,18 @@ def test_who_may_operate(seen, team):
     assert ("edit_app_managed_components" not in allowed) and bool(allowed) == platform
 
 
-def _launch(front, token, job, more=""):
-    selector = f'{{repositoryName: "__repository__", repositoryLocationName: "akidb_pipelines", jobName: "{job}"{more}}}'
-    wanted = "__typename ... on LaunchRunSuccess { run { runId } }"
-    answer = front.graphql(f"mutation {{ launchRun(executionParams: {{selector: {selector}}}) {{ {wanted} }} }}", token)
-    return answer["data"]["launchRun"]
+def _selector(job, more=""):
+    return f'{{repositoryName: "__repository__", repositoryLocationName: "akidb_pipelines", jobName: "{job}"{more}}}'
+
+
+def _launching(job, more="", tags=""):
+    wanted = "__typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }"
+    sent = f"selector: {_selector(job, more)}, executionMetadata: {{tags: [{tags}]}}"
+    return f"mutation {{ launchRun(executionParams: {{{sent}}}) {{ {wanted} }} }}"
+
+
+def _launch(front, token, job, more="", tags=""):
+    return front.graphql(_launching(job, more, tags), token)["data"]["launchRun"]
 
 
 def test_security_runs_the_drift_check_and_not_the_build(front, issuer):
@@ -125,6 +136,48 @@ def test_security_runs_the_drift_check_and_not_the_build(front, issuer):
 def test_a_run_carries_the_name_of_who_started_it(front, issuer, instance):
     started = _launch(front, issuer.token("qa"), "fixtures")
     assert instance.get_run_by_id(started["run"]["runId"]).tags["user"] == "qa@akidb.example"
+
+
+def test_what_the_ui_sends_along_is_no_attack(front, issuer):
+    """Some assets of the job itself, the tags of its definition, and those of a partition."""
+    own = ', assetSelection: [{path: ["fixture_databases"]}]'
+    own += ', assetCheckSelection: [{assetKey: {path: ["fixture_databases"]}, name: "columns"}]'
+    assert _launch(front, issuer.token("qa"), "fixtures", own)["__typename"] == "LaunchRunSuccess"
+    tags = '{key: "dagster/max_retries", value: "0"}, {key: "dagster/partition", value: "2026-10-01"}'
+    assert _launch(front, issuer.token("qa"), "dr_drill", tags=tags)["__typename"] == "LaunchRunSuccess"
+    tags = '{key: "dagster/partition", value: "docker|2026-11-16"}, {key: "dagster/partition/runner", value: "docker"}'
+    assert _launch(front, issuer.token("application-engineering"), "runner_images", tags=tags)["__typename"] == "LaunchRunSuccess"
+
+
+def test_of_several_things_each_decision_is_written_down(front, issuer):
+    jobs = ", ".join(f"{{selector: {_selector(job)}}}" for job in ("fixtures", "health", "dr_drill_recovery"))
+    front.graphql(f"mutation {{ launchMultipleRuns(executionParamsList: [{jobs}]) {{ __typename }} }}", issuer.token("qa"))
+    entries = [e for e in Journal(front.home / "access").entries(datetime.now(UTC).date()) if e["asked"] == "launchMultipleRuns"]
+    assert {(e["right"], e["allowed"]) for e in entries} == {
+        ("launch on Pipeline::fixtures", True),
+        ("administer on Deployment::akidb_pipelines", False),
+    }
+    assert json.loads(entries[0]["about"])["jobName"] == ["fixtures", "health", "dr_drill_recovery"]
+
+
+def test_a_tag_that_was_refused_is_written_down(front, issuer):
+    tags = '{key: "dagster/sensor_name", value: "x"}'
+    answer = front.graphql(_launching("fixtures", tags=tags), issuer.token("qa"))
+    assert "dagster/sensor_name" in answer["errors"][0]["message"]
+    (*_, last) = Journal(front.home / "access").entries(datetime.now(UTC).date())
+    assert (last["user"], last["allowed"], last["right"]) == ("qa@akidb.example", False, str(ADMINISTER))
+
+
+def test_a_backfill_that_somebody_takes_up_again_carries_their_name(front, issuer, instance):
+    of = '{assetSelection: [{path: ["fixture_databases"]}], partitionNames: ["2026-11-16"]}'
+    wanted = "... on LaunchBackfillSuccess { backfillId }"
+    asked = f"mutation {{ launchPartitionBackfill(backfillParams: {of}) {{ {wanted} }} }}"
+    first = front.graphql(asked, issuer.token("platform-engineering"))["data"]["launchPartitionBackfill"]["backfillId"]
+    assert instance.get_backfill(first).tags["user"] == "platform-engineering@akidb.example"
+    instance.update_backfill(instance.get_backfill(first).with_status(BulkActionStatus.COMPLETED_FAILED))
+    again = f'reexecutePartitionBackfill(reexecutionParams: {{parentRunId: "{first}", strategy: ALL_STEPS}}) {{ {wanted} }}'
+    answer = front.graphql(f"mutation {{ {again} }}", issuer.token("qa"))["data"]["reexecutePartitionBackfill"]
+    assert instance.get_backfill(answer["backfillId"]).tags["user"] == "qa@akidb.example"
 
 
 def test_the_journal_tells_what_was_decided_and_to_whom_it_may_be_told(front, issuer):
@@ -256,6 +309,13 @@ def test_other_policies_hold_without_a_restart(tmp_path):
     assert judge.decide(_member("qa"), fixtures).policy == "freeze"
 
 
+def test_a_forbid_that_names_nothing_holds_here_too(tmp_path):
+    shutil.copytree(SHIPPED, tmp_path / "sandbox")
+    (tmp_path / "sandbox" / "freeze.cedar").write_text('@id("freeze") forbid (principal, action, resource);')
+    judge = Judge(tmp_path / "sandbox")
+    assert judge.decide(_member("platform-engineering"), VIEW).policy == "freeze"
+
+
 def test_broken_policies_leave_those_of_before_in_force(tmp_path, caplog):
     sandbox = tmp_path / "sandbox"
     shutil.copytree(SHIPPED, sandbox)
@@ -298,6 +358,33 @@ def test_tokens_with_made_up_keys_do_not_make_the_front_ask_again_and_again():
         assert len(issuer.log) == 1
 
 
+def test_an_issuer_that_hangs_holds_up_nobody_whose_key_is_known():
+    clock, asking, hung = Clock(), threading.Event(), threading.Event()
+    with Issuer() as issuer:
+        keys = PublishedKeys(f"{issuer.endpoint}/keys", clock)
+        keeper = Doorkeeper(issuer.endpoint, "akidb-pipelines", keys, {"qa": "qa"})
+        token, made_up = issuer.token("qa"), issuer.token("qa", header={"kid": "made up"})
+        keeper.admit([f"Bearer {token}"])
+        clock.now = 60
+
+        def hang():
+            asking.set()
+            hung.wait(30)
+
+        keys._ask = hang
+
+        def attack():
+            with contextlib.suppress(RefusedTokenError):
+                keeper.admit([f"Bearer {made_up}"])
+
+        attacker = threading.Thread(target=attack)
+        attacker.start()
+        assert asking.wait(10)
+        assert keeper.admit([f"Bearer {token}"]).teams == ("qa",)
+        hung.set()
+        attacker.join()
+
+
 def test_groups_are_teams_only_by_the_mapping():
     with Issuer() as issuer:
         keeper = Doorkeeper(issuer.endpoint, "akidb-pipelines", PublishedKeys(f"{issuer.endpoint}/keys"), {"okta-akidb-qa": "qa"})
@@ -326,8 +413,7 @@ def test_half_a_line_of_a_full_disk_spoils_no_other(tmp_path):
     journal.write(entry)
     with (tmp_path / "decisions-2026-11-26.jsonl").open("a") as lines:
         lines.write('{"time":"2026')
-    journal._torn = True
-    journal.write(entry)
+    Journal(tmp_path, lambda: noon).write(entry)  # after a restart
     assert [e["allowed"] for e in journal.entries(noon.date())] == [True, False, True]
     (tmp_path / "decisions-of-mine.jsonl").write_text("")
     assert journal.days() == [noon.date()]

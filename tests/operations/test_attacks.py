@@ -45,6 +45,10 @@ def again(parent: str) -> str:
 OCI = '{ops: {dr_drill_report: {config: {target: "oci", dry_run: false}}}}'
 RUN = "00000000-0000-0000-0000-000000000000"
 
+STRETCH = ', assetSelection: [{path: ["registry_retention"]}, {path: ["image_packs"]}]'
+"""Garbage collection, which takes another right than any job of team QA's."""
+QUARTER = '{key: "dagster/partition", value: "2026-10-01"}'
+
 # Every mutation, well-formed, on something that team QA may not touch. `{run}` is a run of Platform Engineering's.
 MUTATION_ATTACKS = {
     "launchPipelineExecution": f"launchPipelineExecution(executionParams: {{selector: {job('runner_images')}}}) {{ {ERRORS} }}",
@@ -127,6 +131,33 @@ LAUNCH_ATTACKS = {
     f"repositorySelector: {REPOSITORY}}}, allPartitions: true}}) {{ {ERRORS} }}",
     "a backfill of its own and others' assets": "launchPartitionBackfill(backfillParams: {partitionsByAssets: ["
     '{assetKey: {path: ["fixture_databases"]}}, {assetKey: {path: ["staging_dumps"]}}]}) ' + f"{{ {ERRORS} }}",
+    "a job stretched to what is not its own": launch("fixtures", "", STRETCH),
+    "a job stretched to a check": launch(
+        "fixtures", "", ', assetSelection: [], assetCheckSelection: [{assetKey: {path: ["staging_dumps"]}, name: "restorable"}]'
+    ),
+    "a job stretched, among others": f"launchMultipleRuns(executionParamsList: [{{selector: {job('fixtures')}}}, "
+    f"{{selector: {job('fixtures', STRETCH)}}}]) {{ __typename }}",
+    "a job stretched by a backfill": 'launchPartitionBackfill(backfillParams: {selector: {partitionSetName: "fixtures_partition_set", '
+    f'repositorySelector: {REPOSITORY}}}, partitionNames: ["2026-11-16"]{STRETCH}}}) {{ {ERRORS} }}',
+    "a job stretched when it is run again": f"launchRunReexecution(executionParams: {{selector: {job('fixtures', STRETCH)}, "
+    f'executionMetadata: {{parentRunId: "{{own_run}}", rootRunId: "{{own_run}}"}}}}) {{ {ERRORS} }}',
+    "a run again that was stretched": f"launchRunReexecution({again('stretched_run')}) {{ {ERRORS} }}",
+    "a tag that hides a failure for good, when it is run again": "launchRunReexecution(reexecutionParams: "
+    '{parentRunId: "{own_run}", strategy: ALL_STEPS, extraTags: [{key: "dagster/auto_retry_run_id", value: "x"}]}) '
+    f"{{ {ERRORS} }}",
+    **{
+        f"tag {key}": launch("dr_drill", f', executionMetadata: {{tags: [{{key: "{key}", value: "{value}"}}, {QUARTER}]}}')
+        for key, value in (
+            ("dagster/max_retries", "50"),
+            ("dagster/retry_on_asset_or_op_failure", "true"),
+            ("dagster/max_runtime", "999999"),
+            ("dagster/priority", "100"),
+            ("dagster/partition/device", "jetson-a"),
+            ("docker/container_id", "postgres"),
+            ("dagster-celery/queue", "nowhere"),
+            (".dagster/grpc_info", "{}"),
+        )
+    },
     "a tag that hides a failure": launch("fixtures", ', executionMetadata: {tags: [{key: "dagster/will_retry", value: "true"}]}'),
     "a tag that claims a sensor": launch("fixtures", ', executionMetadata: {tags: [{key: "dagster/sensor_name", value: "x"}]}'),
     "a tag of a backfill that claims a schedule": "launchPartitionBackfill(backfillParams: {assetSelection: [{path: "
@@ -171,7 +202,7 @@ class Ground:
 
 STARTED = "... on LaunchRunSuccess { run { runId } } " + ERRORS
 BACKFILL = 'launchPartitionBackfill(backfillParams: {assetSelection: [{path: ["staging_dumps"]}], partitionNames: ["2026-11-01"]})'
-IN_QUARTER = '{tags: [{key: "dagster/partition", value: "2026-10-01"}]}'
+IN_QUARTER = f"{{tags: [{QUARTER}]}}"
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +210,8 @@ def ground(front, issuer, instance):
     ground = Ground(front, issuer, instance)
     started = {
         "run": launch("observe_sandbox"),
+        "own_run": launch("fixtures"),
+        "stretched_run": launch("fixtures", "", STRETCH),
         "oci_run": launch("dr_drill", f", runConfigData: {OCI}, executionMetadata: {IN_QUARTER}"),
         "backfill": f"{BACKFILL} {{ ... on LaunchBackfillSuccess {{ backfillId }} }}",
         "ended": f"{BACKFILL} {{ ... on LaunchBackfillSuccess {{ backfillId }} }}",
@@ -273,6 +306,9 @@ ALLOWED = f"mutation {{ {launch('fixtures')} }}"
         ("POST", {"json": {"query": ALLOWED}, "headers": {"Origin": "https://evil.example"}}, 403),
         ("POST", {"json": {"query": ALLOWED}, "headers": {"Origin": "null"}}, 403),
         ("POST", {"json": {"query": ALLOWED}, "headers": {"Sec-Fetch-Site": "cross-site"}}, 403),
+        ("POST", {"json": {"query": ALLOWED + "#" * 70_000}}, 413),
+        ("POST", {"content": b'{"query":"' + b" " * 2_000_000, "headers": {"Content-Type": "application/json"}}, 413),
+        ("POST", {"content": b"[" * 200_000, "headers": {"Content-Type": "application/json"}}, 400),
         ("PUT", {"json": {"query": ALLOWED}}, 405),
         ("DELETE", {"json": {"query": ALLOWED}}, 405),
     ],
@@ -410,6 +446,25 @@ async def _over_websocket(ground, document, token, origin=None):
 def test_a_mutation_over_websocket(ground):
     answer = asyncio.run(_over_websocket(ground, ALLOWED, ground.qa))
     assert answer["type"] == "error"
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_mutation_in_the_address_of_a_query(ground):
+    """Dagster's own endpoint reads the address when it does not know the content type."""
+    answer = httpx.post(
+        f"{ground.front.url}/graphql",
+        params={"query": ALLOWED},
+        content=json.dumps({"query": "{ version }"}),
+        headers={"Authorization": f"Bearer {ground.qa}", "Content-Type": "Application/JSON"},
+        timeout=30,
+    )
+    assert answer.json()["data"]["version"]
+
+
+def test_a_document_that_takes_long_to_check_holds_up_nobody(ground):
+    answer = asyncio.run(_over_websocket(ground, "subscription { " + "a " * 250_000 + "}", ground.qa))
+    assert answer["type"] == "error"
+    assert "at most" in json.dumps(answer)
 
 
 @pytest.mark.usefixtures("unchanged")

@@ -6,12 +6,13 @@ permitted. While a matter is before the court (a mutation, mostly), decisions go
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dagster import AssetCheckKey
+from dagster._core.remote_representation.code_location import is_implicit_asset_job_name
 from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
 from dagster._core.workspace.permissions import EDITOR_PERMISSIONS, LOCATION_SCOPED_PERMISSIONS, PermissionResult, Permissions
 from starlette.requests import HTTPConnection
@@ -20,7 +21,8 @@ from akidb_pipelines.cedar.authorize import Decision
 from akidb_pipelines.operations.access.identity import Principal
 from akidb_pipelines.operations.access.journal import Entry, Journal
 from akidb_pipelines.operations.access.judge import Judge
-from akidb_pipelines.operations.access.rights import LAUNCH, ON_DEPLOYMENT, SANDBOX_CHECKS, Right, starting
+from akidb_pipelines.operations.access.reach import Key, Reach, Selection, claimed
+from akidb_pipelines.operations.access.rights import ADMINISTER, LAUNCH, ON_DEPLOYMENT, SANDBOX_CHECKS, Right, starting
 
 USER_TAG = "user"
 """Of a run: who asked for it."""
@@ -61,10 +63,10 @@ class Matter:
 
     asked: str
     about: str = ""
-    written: bool = False
-    """Whether a decision about it stands in the journal."""
+    written: set[tuple[Right, bool]] = field(default_factory=set)
+    """Decisions about it that stand in the journal: the same one twice says no more."""
     denied: tuple[Right, Decision] | None = None
-    """The denial that stands if no narrower right is asked for."""
+    """The denial that stands if no narrower right is asked for about the same thing."""
 
 
 class CedarRequestContext(WorkspaceRequestContext):
@@ -83,9 +85,8 @@ class CedarRequestContext(WorkspaceRequestContext):
         try:
             yield
         finally:
+            self._settle(matter)
             self._matter = None
-            if matter.denied and not matter.written:
-                self._access.record(self.principal, *matter.denied, matter, self._address)
 
     def may(self, right: Right, *, at_large: bool = False) -> bool:
         """Whether the principal may. It is written down before it is done.
@@ -98,12 +99,56 @@ class CedarRequestContext(WorkspaceRequestContext):
             OutsideError: the decision cannot be written down.
         """
         decision = self._access.judge.decide(self.principal, right)
-        if self._matter and at_large and not decision.allowed:
-            self._matter.denied = right, decision
-        elif self._matter:
-            self._access.record(self.principal, right, decision, self._matter, self._address)
-            self._matter.written = True
+        if matter := self._matter:
+            if at_large:
+                self._settle(matter)  # of the thing before
+            matter.denied = (right, decision) if at_large and not decision.allowed else None
+            if not matter.denied:
+                self._write(matter, right, decision)
         return decision.allowed
+
+    def _settle(self, matter: Matter) -> None:
+        if matter.denied:
+            self._write(matter, *matter.denied)
+            matter.denied = None
+
+    def _write(self, matter: Matter, right: Right, decision: Decision) -> None:
+        if (right, decision.allowed) not in matter.written:
+            self._access.record(self.principal, right, decision, matter, self._address)
+            matter.written.add((right, decision.allowed))
+
+    # --- what Dagster does not ask
+
+    def forbidden(self, reach: Reach) -> str:
+        """What of a mutation's reach the principal may not have; empty if they may have it all."""
+        own = {(key, str(value)) for job in reach.jobs for key, value in self._tags_of(job)}
+        if (tags := claimed(reach.tags, own)) and not self.may(ADMINISTER):
+            return f"set {', '.join(tags)}, which only Dagster's daemon and who administers do"
+        return next(
+            (f"start {key.to_user_string()}" for s in reach.selections for key in self._beyond(s) if not self._may_start(key)), ""
+        )
+
+    def _beyond(self, selection: Selection) -> list[Key]:
+        """What is selected and no part of the job: whoever may start the job may not start that for it."""
+        if is_implicit_asset_job_name(selection.job):
+            return []  # Dagster asks about each
+        assets = {node.key for node in self.asset_graph.asset_nodes if selection.job in node.job_names}
+        checks = self.asset_graph.remote_asset_check_nodes_by_key.items()
+        return sorted(
+            selection.keys - assets - {key for key, node in checks if selection.job in node.asset_check.job_names},
+            key=lambda key: key.to_user_string(),
+        )
+
+    def _may_start(self, key: Key) -> bool:
+        rights = {right for owner in self.get_owners_for_selector(key) if (right := starting([owner]))}
+        return self.may(ADMINISTER, at_large=True) or any(self.may(right) for right in sorted(rights))
+
+    def _tags_of(self, job: str) -> Iterable[tuple[str, str]]:
+        """As its definition has them: the UI sends them back."""
+        for location in self.code_locations:
+            for repository in location.get_repositories().values():
+                if repository.has_job(job):
+                    yield from repository.get_full_job(job).tags.items()
 
     # --- what Dagster asks
 
@@ -123,7 +168,10 @@ class CedarRequestContext(WorkspaceRequestContext):
         return EDITOR_PERMISSIONS[which] and self.may(ON_DEPLOYMENT[which], at_large=which in LAUNCH)
 
     def has_permission_for_location(self, permission: str, location_name: str) -> bool:
-        """There is one location: as on the deployment, which was asked before."""
+        """There is one location: as on the deployment. About starting something that was asked, and denied, right before."""
+        which = Permissions(permission)
+        if which in LAUNCH and self._matter and self._matter.denied:
+            return False
         return self.has_permission(permission)
 
     def permissions_for_owner(self, *, owner: str) -> Mapping[str, PermissionResult]:

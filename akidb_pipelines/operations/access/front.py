@@ -9,13 +9,13 @@ its mutations is wrapped by a guard, by name; if Dagster grows one that nobody h
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from inspect import isawaitable
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from dagster import DagsterInstance
 from dagster._core.workspace.permissions import Permissions
 from dagster_webserver.webserver import DagsterWebserver
 from graphene import Schema
@@ -33,24 +33,17 @@ from akidb_pipelines.errors import InputError, PipelineError
 from akidb_pipelines.operations.access.context import SCOPE_KEY, CedarProcessContext, CedarRequestContext, Matter
 from akidb_pipelines.operations.access.identity import Doorkeeper, Principal, RefusedTokenError
 from akidb_pipelines.operations.access.pages import decisions_page
-from akidb_pipelines.operations.access.rights import (
-    ADMINISTER,
-    AUDIT,
-    MUTATIONS,
-    OCI_DRILL,
-    ON_DEPLOYMENT,
-    VIEW,
-    Right,
-    claimed_tags,
-    configurations,
-    described,
-    leaves_the_lab,
-    parents,
-)
+from akidb_pipelines.operations.access.reach import described, reach_of
+from akidb_pipelines.operations.access.rights import ADMINISTER, AUDIT, MUTATIONS, OCI_DRILL, ON_DEPLOYMENT, VIEW, Right
 
 _OPEN = frozenset({"/server_info"})
 """Version numbers, for health checks."""
 _READ = frozenset({"GET", "HEAD", "OPTIONS"})
+_LOOK_AGAIN_S = 5
+MESSAGE_BYTES = 1 << 20
+"""Largest request that is read; the UI's are some kB."""
+_QUERY_LENGTH = 1 << 16
+"""Longest GraphQL document: checking a longer one would hold up everybody else's. The UI's largest has some 20 kB."""
 
 
 class Gate:
@@ -88,12 +81,24 @@ class Gate:
         if scope["type"] == "http":
             await self._app(scope, receive, send)
             return
+        await self._keep_open(principal, scope, receive, send)
+
+    async def _keep_open(self, principal: Principal, scope: Scope, receive: Receive, send: Send) -> None:
+        """A connection that stays open must not outlive the token that opened it, nor the right to look."""
+        serving = asyncio.ensure_future(self._app(scope, receive, send))
         try:
-            # A connection that stays open must not outlive the token that opened it.
-            async with asyncio.timeout(max(0, principal.expires - time.time())):
-                await self._app(scope, receive, send)
-        except TimeoutError:
-            await send({"type": "websocket.close", "code": 4401, "reason": "the token has ended"})
+            while not serving.done():
+                left = principal.expires - time.time()
+                if left <= 0:
+                    await send({"type": "websocket.close", "code": 4401, "reason": "the token has ended"})
+                    return
+                if not self._context.access.judge.decide(principal, VIEW).allowed:
+                    await send({"type": "websocket.close", "code": 4403, "reason": "looking is no longer permitted"})
+                    return
+                await asyncio.wait({serving}, timeout=min(left, _LOOK_AGAIN_S))
+            await serving
+        finally:
+            serving.cancel()
 
     def _admit(self, headers: Headers, scope: Scope) -> Principal:
         client = scope.get("client")
@@ -182,27 +187,22 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
         if request.method == "GET" and "text/html" in request.headers.get("accept", "") and "query" not in request.query_params:
             page: Response = await super().graphql_http_endpoint(request)
             return page
-        if request.method != "POST":
-            return PlainTextResponse("GraphQL is served by POST only", 405)
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return PlainTextResponse("GraphQL is served as application/json only", 415)
         try:
-            sent = await request.json()
-        except ValueError:
-            return PlainTextResponse("the request is no JSON", 400)
-        if not isinstance(sent, dict) or not isinstance(sent.get("query"), str):
-            return PlainTextResponse("one JSON object with one query is served, no batches", 400)
-        answer: Response = await super().graphql_http_endpoint(request)
-        return answer
+            query, variables, operation = await _asked(request)
+        except _UnservedError as error:
+            return PlainTextResponse(error.why, error.status)
+        # What was looked at is what is run: Dagster's own endpoint would read the request again, and its URL.
+        return await self.execute_graphql_request(request, query, variables, operation)
 
     async def execute_graphql_subscription(
         self, websocket: WebSocket, operation_id: str, query: str, variables: dict[str, Any] | None, operation_name: str | None
     ) -> tuple[Any, Any]:
         """Over WebSocket subscriptions only."""
         try:
-            operations = [d.operation for d in parse(query).definitions if isinstance(d, OperationDefinitionNode)]
-        except GraphQLError as error:
+            document = await run_in_threadpool(parse, _short(query))
+        except (GraphQLError, _UnservedError) as error:
             return None, {"message": str(error)}
+        operations = [d.operation for d in document.definitions if isinstance(d, OperationDefinitionNode)]
         if any(operation is not OperationType.SUBSCRIPTION for operation in operations):
             return None, {"message": "only subscriptions are served over WebSocket"}
         answer: tuple[Any, Any] = await super().execute_graphql_subscription(
@@ -241,33 +241,84 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
         return answer
 
 
+class _UnservedError(Exception):
+    """A request of the wrong kind."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status, self.why = status, why
+
+
+async def _asked(request: Request) -> tuple[str, dict[str, Any], str | None]:
+    """Document, variables and the name of the operation, of one JSON object by POST.
+
+    Raises:
+        _UnservedError: it is something else.
+    """
+    if request.method != "POST":
+        raise _UnservedError(405, "GraphQL is served by POST only")
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise _UnservedError(415, "GraphQL is served as application/json only")
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MESSAGE_BYTES:
+            raise _UnservedError(413, f"requests of at most {MESSAGE_BYTES} bytes are served")
+    try:
+        sent = json.loads(body)
+    except (ValueError, RecursionError):
+        raise _UnservedError(400, "the request is no JSON") from None
+    match sent:
+        case {"query": str(query)}:
+            variables, operation = sent.get("variables") or {}, sent.get("operationName")
+            if isinstance(variables, dict) and isinstance(operation, str | None):
+                return _short(query), variables, operation
+    raise _UnservedError(400, "one JSON object with one query is served, no batches")
+
+
+def _short(query: object) -> str:
+    if not isinstance(query, str) or len(query) > _QUERY_LENGTH:
+        raise _UnservedError(413, f"GraphQL documents of at most {_QUERY_LENGTH} characters are served")
+    return query
+
+
 def _guard(name: str, right: Right | None, resolve: Callable[..., Any]) -> Callable[..., Any]:
-    """A mutation's resolver that asks first. What it starts is decided where Dagster asks, by the same context."""
+    """A mutation's resolver that asks first. What it starts is decided here, or where Dagster asks, by the same context."""
 
     async def guarded(root: object, info: Any, **arguments: Any) -> Any:
         context: CedarRequestContext = info.context
-        with context.deciding(name, described(arguments)):
-            needed = [right] if right else []
-            if right is None and _may_leave_the_lab(context.instance, arguments):
-                needed.append(OCI_DRILL)
-            if claimed := claimed_tags(arguments):
-                raise GraphQLError(
-                    f"only Dagster's daemon writes {', '.join(sorted(claimed))}; {context.principal.name} may not (Cedar)"
-                )
-            for each in needed:
-                if not context.may(each):
-                    raise GraphQLError(f"{context.principal.name} may not {each} (Cedar)")
+
+        def refuse(what: object) -> NoReturn:
+            raise GraphQLError(f"{context.principal.name} may not {what} (Cedar)")
+
+        async def resolved() -> Any:
             done = resolve(root, info, **arguments)
             return await done if isawaitable(done) else done
+
+        if right == VIEW:
+            return await resolved()  # was decided at the gate, and changes nothing
+        with context.deciding(name, described(arguments)):
+            if right:
+                return await resolved() if context.may(right) else refuse(right)
+            reach = reach_of(arguments, context.instance)
+            if reach.leaves_the_lab and not context.may(OCI_DRILL):
+                refuse(OCI_DRILL)
+            if what := context.forbidden(reach):
+                refuse(what)
+            result = await resolved()
+            if name in _TAKE_OVER:
+                _name_who_asked(context, result)
+            return result
 
     return guarded
 
 
-def _may_leave_the_lab(instance: DagsterInstance, arguments: object) -> bool:
-    """Whether what is started may be a drill elsewhere: by the configuration sent, or that of the run or backfill it repeats."""
-    taken_over: list[object] = []
-    for parent in parents(arguments):
-        run = instance.get_run_by_id(parent)
-        backfill = None if run else instance.get_backfill(parent)
-        taken_over.append(run.run_config if run else backfill.run_config if backfill else None)
-    return any(leaves_the_lab(c) for c in (*configurations(arguments), *taken_over) if c)
+_TAKE_OVER = frozenset({"resumePartitionBackfill", "reexecutePartitionBackfill"})
+"""Dagster keeps the tags of whoever started the backfill before."""
+
+
+def _name_who_asked(context: CedarRequestContext, result: object) -> None:
+    """From now on a backfill's runs carry the name of who took it up again."""
+    backfill = context.instance.get_backfill(str(getattr(result, "backfill_id", "")))
+    if backfill:
+        context.instance.update_backfill(backfill._replace(tags={**(backfill.tags or {}), **context.get_viewer_tags()}))

@@ -59,7 +59,7 @@ class PublishedKeys:
         self._url, self._clock = url, clock
         self._keys: dict[str, jwt.PyJWK] = {}
         self._asked: float | None = None
-        self._lock = threading.Lock()
+        self._asking = threading.Lock()
 
     def key(self, key_id: str) -> jwt.PyJWK:
         """The key of that id.
@@ -67,24 +67,31 @@ class PublishedKeys:
         Raises:
             RefusedTokenError: the issuer has published none.
         """
-        with self._lock:
-            age = None if self._asked is None else self._clock() - self._asked
-            if age is None or age > _KEYS_LAST_S or (key_id not in self._keys and age > _ASK_AGAIN_S):
-                self._ask()
-            if key_id not in self._keys:
-                raise RefusedTokenError(f"the issuer has published no key {key_id[:60]!r}")
-            return self._keys[key_id]
+        # One asks; the others do not wait for an issuer that hangs, unless no key is known at all.
+        if self._is_due(key_id) and self._asking.acquire(blocking=not self._keys):
+            try:
+                if self._is_due(key_id):
+                    self._ask()
+            finally:
+                self._asking.release()
+        if key_id not in self._keys:
+            raise RefusedTokenError(f"the issuer has published no key {key_id[:60]!r}")
+        return self._keys[key_id]
+
+    def _is_due(self, key_id: str) -> bool:
+        age = None if self._asked is None else self._clock() - self._asked
+        return age is None or age > _KEYS_LAST_S or (key_id not in self._keys and age > _ASK_AGAIN_S)
 
     def _ask(self) -> None:
-        self._asked = self._clock()
         try:
             answer = httpx.get(self._url, timeout=_TIMEOUT_S).raise_for_status()
             keys = jwt.PyJWKSet.from_dict(answer.json()).keys
-        except (httpx.HTTPError, jwt.PyJWTError, ValueError) as error:
+            self._keys = {key.key_id: key for key in keys if key.key_id}
+        except (httpx.HTTPError, jwt.PyJWTError, ValueError, TypeError, AttributeError) as error:
             if not self._keys:
                 raise RefusedTokenError(f"the issuer's keys at {self._url} cannot be had: {error}") from error
-            return
-        self._keys = {key.key_id: key for key in keys if key.key_id}
+        finally:
+            self._asked = self._clock()
 
 
 class Doorkeeper:

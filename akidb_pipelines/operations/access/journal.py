@@ -52,7 +52,6 @@ class Journal:
         self.folder, self._clock = folder, clock
         self._lock = threading.Lock()
         self._minute, self._refusals = 0, 0
-        self._torn = False
 
     def write(self, entry: Entry) -> None:
         """Append an entry.
@@ -110,12 +109,12 @@ class Journal:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             # One write each: lines of several processes do not mix.
-            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
             try:
                 # Half a line that a full disk left must not swallow the next one.
-                whole = b"\n" + line if self._torn else line
-                self._torn = os.write(handle, whole) != len(whole)
-                if self._torn:
+                size = os.fstat(handle).st_size
+                whole = b"\n" + line if size and os.pread(handle, 1, size - 1) != b"\n" else line
+                if os.write(handle, whole) != len(whole):
                     raise OSError(28, "no room for a whole line")
             finally:
                 os.close(handle)

@@ -6,12 +6,9 @@ schema has one or is decided by what it starts, and every owner label of assets 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import yaml
 from dagster._core.workspace.permissions import Permissions
 
 DEPLOYMENT = "akidb_pipelines"
@@ -83,7 +80,7 @@ ON_DEPLOYMENT: Mapping[Permissions, Right] = {
 }
 
 MUTATIONS: Mapping[str, Right | None] = {
-    # None: decided by what it starts, where Dagster asks for it, and by its run configuration.
+    # None: decided by what it starts (reach.py), and where Dagster asks for it.
     **dict.fromkeys(
         (
             "launchPipelineExecution",
@@ -145,90 +142,3 @@ MUTATIONS: Mapping[str, Right | None] = {
 def starting(owners: Iterable[str]) -> Right | None:
     """The right that starting something takes, by its owners; None leaves it to who administers."""
     return next((STARTS[owner] for owner in owners if owner in STARTS), None)
-
-
-def leaves_the_lab(run_config: object) -> bool:
-    """Whether a run configuration names another drill target than the lab.
-
-    The target of a drill is the one thing in a run's configuration that decides who may start it. Whatever is not plainly `lab`
-    counts: an environment variable, a list, text that cannot be read.
-    """
-    if isinstance(run_config, str | bytes):
-        try:
-            run_config = yaml.safe_load(run_config)
-        except yaml.YAMLError:
-            return True
-        if isinstance(run_config, str):
-            return True
-    return any(value != "lab" for value in _values(run_config, "target"))
-
-
-def configurations(arguments: object) -> list[object]:
-    """Every run configuration in a mutation's arguments."""
-    return list(_values(arguments, "runConfigData"))
-
-
-def parents(arguments: object) -> list[str]:
-    """Ids of the runs and backfills whose configuration a mutation takes over."""
-    return [str(value) for key in ("parentRunId", "backfillId") for value in _values(arguments, key) if value]
-
-
-DAEMONS_TAGS = frozenset(
-    {
-        "dagster/schedule_name",
-        "dagster/sensor_name",
-        "dagster/backfill",
-        "dagster/retry_number",
-        "dagster/will_retry",
-        "dagster/auto_retry_run_id",
-    }
-)
-"""Only Dagster's daemon may write these: they say who started a run, and whether its failure matters."""
-
-
-def claimed_tags(arguments: object) -> set[str]:
-    """The daemon's tags that a mutation claims."""
-    return {str(tag.get("key")) for tags in _values(arguments, "tags") for tag in tags} & DAEMONS_TAGS
-
-
-_NAMES = frozenset(
-    {
-        "jobName",
-        "pipelineName",
-        "runId",
-        "runIds",
-        "parentRunId",
-        "backfillId",
-        "path",
-        "name",
-        "scheduleName",
-        "sensorName",
-        "partitionSetName",
-        "partitionNames",
-        "repositoryLocationName",
-        "concurrencyKey",
-        "checkName",
-    }
-)
-
-
-def described(arguments: object) -> str:
-    """What a mutation is about, for the journal: names and ids, never configurations or tags."""
-    found = {key: value for key, value in _pairs(arguments) if key in _NAMES}
-    return json.dumps(found, default=str)[:400]
-
-
-def _values(tree: object, key: str) -> Iterator[Any]:
-    """Values of a key anywhere in a tree, but not among the keys of tags."""
-    yield from (value for name, value in _pairs(tree) if name == key)
-
-
-def _pairs(tree: object) -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield str(key), value
-            if key != "tags":
-                yield from _pairs(value)
-    elif isinstance(tree, list | tuple):
-        for value in tree:
-            yield from _pairs(value)

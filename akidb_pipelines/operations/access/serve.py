@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.operations.access.context import Access, CedarProcessContext
-from akidb_pipelines.operations.access.front import GuardedWebserver
+from akidb_pipelines.operations.access.front import MESSAGE_BYTES, GuardedWebserver
 from akidb_pipelines.operations.access.identity import open_doorkeeper
 from akidb_pipelines.operations.access.journal import open_journal
 from akidb_pipelines.operations.access.judge import Judge, decision_times
@@ -58,4 +58,4 @@ def serve_front(settings: Settings, workspace: Path, host: str, port: int, metri
                 start_http_server(metrics_port, host, registry)
             except OSError as error:
                 raise OutsideError(f"metrics at {host}:{metrics_port}: {error}", hint="choose another --metrics-port") from error
-        uvicorn.run(app, host=host, port=port, log_level="warning", proxy_headers=False)
+        uvicorn.run(app, host=host, port=port, log_level="warning", proxy_headers=False, ws_max_size=MESSAGE_BYTES)
