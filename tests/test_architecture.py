@@ -27,7 +27,13 @@ LAYERS = [
     {"akidb_pipelines.fixtures", "akidb_pipelines.images", "akidb_pipelines.backups", "akidb_pipelines.costs"},
     {"akidb_pipelines.quality"},
     {"akidb_pipelines.cedar", "akidb_pipelines.store", "akidb_pipelines.catalog", "akidb_pipelines.machines"},
-    {"akidb_pipelines.settings", "akidb_pipelines.files", "akidb_pipelines.periods", "akidb_pipelines.progress"},
+    {
+        "akidb_pipelines.settings",
+        "akidb_pipelines.files",
+        "akidb_pipelines.periods",
+        "akidb_pipelines.progress",
+        "akidb_pipelines.vault",
+    },
     {"akidb_pipelines.errors", "akidb_pipelines"},
 ]
 KNOW_DAGSTER = {"akidb_pipelines.run", "akidb_pipelines.definitions"}

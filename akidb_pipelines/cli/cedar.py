@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from akidb_pipelines.cli.common import AsJson, SandboxOption, print_json
-from akidb_pipelines.errors import ExitCode
+from akidb_pipelines.errors import ExitCode, InputError, OutsideError
 from akidb_pipelines.settings import Settings
 
 cedar_app = typer.Typer(no_args_is_help=True, help="The Cedar sandbox: schema and policies.")
@@ -27,6 +29,20 @@ def cedar_check(sandbox: SandboxOption = None, as_json: AsJson = False) -> None:
     typer.echo(f"{found.source}: {len(found.policies)} policies validate")
     for name, digest in digests.items():
         typer.echo(f"  {name}: {len(found.model.namespace(name).entities)} entity types, digest {digest[:16]}")
+
+
+@cedar_app.command("copy")
+def cedar_copy(folder: Annotated[Path, typer.Argument(help="A folder that is not there yet.")]) -> None:
+    """Copy the shipped sandbox to where you can change it; AKIDB_CEDAR_SANDBOX names it then."""
+    from akidb_pipelines.cedar.sandbox import SHIPPED
+
+    try:
+        shutil.copytree(SHIPPED, folder)
+    except FileExistsError as error:
+        raise InputError(f"{folder} is there already", hint="name another folder, or change that one") from error
+    except OSError as error:
+        raise OutsideError(f"{folder}: {error}", hint="check permissions and disk") from error
+    typer.echo(f"{folder}: set AKIDB_CEDAR_SANDBOX to it; `akidb-pipelines cedar check` tells whether a change is valid")
 
 
 @cedar_app.command("matrix")

@@ -8,7 +8,7 @@ from dagster import DagsterRun
 from dagster_docker import DockerRunLauncher
 from dagster_docker.container_context import DockerContainerContext
 
-_FOR_RUNS = ("AKIDB_", "AWS_", "DAGSTER_HOME", "DAGSTER_REDACT_", "DOCKER_HOST", "VAULT_")
+_FOR_RUNS = ("AKIDB_", "AWS_", "DAGSTER_HOME", "DAGSTER_REDACT_", "VAULT_")
 _NOT_FOR_RUNS = ("AKIDB_AUTH_", "AKIDB_PAGERDUTY_", "AKIDB_SECURITY_", "AKIDB_SLACK_")
 
 

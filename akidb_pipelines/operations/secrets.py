@@ -6,7 +6,7 @@
         class: VaultSecretsLoader
         config: {mount: kv, path: akidb-pipelines}
 
-Signs in with VAULT_ADDR, VAULT_ROLE_ID and VAULT_SECRET_ID, or with VAULT_TOKEN. Every entry of the secret becomes a variable of its name
+Every entry of the secret becomes a variable of its name
 (`AKIDB_GITHUB_TOKEN`), unless the environment sets it: what an operator sets by hand at night wins.
 """
 
@@ -21,9 +21,8 @@ from dagster._core.secrets.loader import SecretsLoader
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 from akidb_pipelines.errors import InputError, OutsideError
+from akidb_pipelines.vault import HINT, ask_vault, open_vault
 
-_TIMEOUT_S = 10
-_HINT = "VAULT_ADDR, and VAULT_ROLE_ID with VAULT_SECRET_ID (or VAULT_TOKEN); docs/deployment.md"
 _ALLOWED = ("AKIDB_", "AWS_")
 """Entries of other names are left alone: PATH in Vault would be in every process."""
 
@@ -66,22 +65,12 @@ class VaultSecretsLoader(SecretsLoader[Any], ConfigurableClass):
         return {name: value for name, value in found.items() if name.startswith(_ALLOWED) and not os.environ.get(name)}
 
     def _read(self) -> dict[str, Any]:
+        wanted = f"{self._mount}/{self._path}"
+        read = open_vault(wanted).secrets.kv.v2.read_secret_version
+        from hvac.exceptions import InvalidPath
+
         try:
-            import hvac
-            from hvac.exceptions import VaultError
-            from requests.exceptions import RequestException
-        except ImportError as error:
-            raise InputError("secrets come from Vault, and hvac is not installed", hint="install akidb-pipelines[vault]") from error
-        where = f"Vault, {self._mount}/{self._path}"
-        try:
-            client = hvac.Client(timeout=_TIMEOUT_S)
-            role, secret = os.environ.get("VAULT_ROLE_ID"), os.environ.get("VAULT_SECRET_ID")
-            if role and secret:
-                client.auth.approle.login(role_id=role, secret_id=secret)
-            answer = client.secrets.kv.v2.read_secret_version(
-                path=self._path, mount_point=self._mount, raise_on_deleted_version=True
-            )
-        except (VaultError, RequestException) as error:
-            # Its text may hold the request, and that the secret id.
-            raise OutsideError(f"{where} cannot be read: {type(error).__name__}", hint=_HINT) from None
+            answer = ask_vault(wanted, lambda: read(path=self._path, mount_point=self._mount, raise_on_deleted_version=True))
+        except InvalidPath:
+            raise OutsideError(f"Vault, {wanted}: there is no such secret", hint=HINT) from None
         return dict(answer["data"]["data"])

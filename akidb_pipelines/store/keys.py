@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from akidb_pipelines.errors import InputError, OutsideError
+from akidb_pipelines.errors import InputError
 from akidb_pipelines.files import write_whole
 from akidb_pipelines.store.objects import unreachable
+from akidb_pipelines.vault import ask_vault, open_vault
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Key, Signer, SSlibKey
@@ -84,68 +85,51 @@ class FileKeys:
 
 
 class VaultKeys:
-    """Ed25519 keys `<prefix>-<role>` in Vault's transit engine; a new key is a new version. Address and token: VAULT_ADDR, VAULT_TOKEN."""
+    """Ed25519 keys `<prefix>-<role>` in Vault's transit engine; a new key is a new version. Signs in as `akidb_pipelines.vault` does."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.where = f"Vault, transit keys {prefix}-*"
+        self._wanted = f"transit keys {prefix}-*"
 
     def signers(self) -> Mapping[str, Signer]:
         """See KeyRing."""
-        self._transit()  # says so if hvac is not installed
+        client = open_vault(self._wanted)
         from securesystemslib.signer import VaultSigner
 
-        return {
-            key.keyid: VaultSigner(f"{self.prefix}-{role}", key, version)
-            for role in ROLES
-            for version, key in self._versions(role).items()
-        }
+        found: dict[str, Signer] = {}
+        for role in ROLES:
+            for version, key in self._versions(client, role).items():
+                signer = VaultSigner(f"{self.prefix}-{role}", key, version)
+                signer._client = client  # its own knows VAULT_TOKEN only
+                found[key.keyid] = signer
+        return found
 
     def generate(self, role: str) -> Key:
         """See KeyRing."""
-        name = f"{self.prefix}-{role}"
-        transit = self._transit()
-        if self._versions(role):
-            self._asking(lambda: transit.rotate_key(name))
+        name, client = f"{self.prefix}-{role}", open_vault(self._wanted)
+        transit = client.secrets.transit
+        if self._versions(client, role):
+            ask_vault(self._wanted, lambda: transit.rotate_key(name))
         else:
-            self._asking(lambda: transit.create_key(name, key_type="ed25519"))
-        versions = self._versions(role)
+            ask_vault(self._wanted, lambda: transit.create_key(name, key_type="ed25519"))
+        versions = self._versions(client, role)
         return versions[max(versions)]
 
-    def _versions(self, role: str) -> dict[int, SSlibKey]:
-        transit = self._transit()
+    def _versions(self, client: Any, role: str) -> dict[int, SSlibKey]:
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
         from hvac.exceptions import InvalidPath
         from securesystemslib.signer import SSlibKey
 
+        name = f"{self.prefix}-{role}"
         try:
-            told = self._asking(lambda: transit.read_key(f"{self.prefix}-{role}"))["data"]["keys"]
+            told = ask_vault(self._wanted, lambda: client.secrets.transit.read_key(name))["data"]["keys"]
         except InvalidPath:
             return {}
         return {
             int(version): SSlibKey.from_crypto(Ed25519PublicKey.from_public_bytes(base64.b64decode(key["public_key"])))
             for version, key in told.items()
         }
-
-    def _transit(self) -> Any:  # hvac has no types
-        try:
-            import hvac
-        except ModuleNotFoundError as error:
-            hint = "install the extra: pip install 'akidb-pipelines[vault]'"
-            raise InputError("AKIDB_REGISTRY_KEYS names Vault, and hvac is not installed", hint=hint) from error
-        return hvac.Client().secrets.transit
-
-    def _asking(self, ask: Callable[[], Any]) -> Any:
-        from hvac.exceptions import InvalidPath, VaultError
-        from requests.exceptions import RequestException
-
-        try:
-            return ask()
-        except InvalidPath:
-            raise
-        except (VaultError, RequestException) as error:
-            hint = "check VAULT_ADDR, VAULT_TOKEN and a policy that may read, create, rotate and sign with these keys"
-            raise OutsideError(f"{self.where}: {error}", hint=hint) from error
 
 
 def open_keys(where: str, default: Path) -> KeyRing:

@@ -35,6 +35,15 @@ def test_a_registry_is_signed_with_keys_that_never_leave_vault(vault, tmp_path):
     assert puller.pull(Wanted("fixtures"), tmp_path / "out").id == "2026-W47/r1"
 
 
+def test_a_role_signs_in_as_well_as_a_token_does(vault, tmp_path, monkeypatch):
+    monkeypatch.delenv("VAULT_TOKEN")
+    monkeypatch.setenv("VAULT_ROLE_ID", vault.role_id)
+    monkeypatch.setenv("VAULT_SECRET_ID", vault.secret_id)
+    settings = Settings(home=tmp_path / "home", store=f"file://{tmp_path / 'store'}", registry_keys="vault:akidb")
+    open_publisher(settings).publish(*content(tmp_path / "a", "2026-W46", db=b"data"))
+    assert open_publisher(settings).registry.head("fixtures").id == "2026-W46/r1"
+
+
 def test_a_wrong_token_is_said_and_nothing_is_published(vault, tmp_path, monkeypatch):
     settings = Settings(home=tmp_path / "home", store=f"file://{tmp_path / 'store'}", registry_keys="vault:akidb")
     publisher = open_publisher(settings)
