@@ -54,19 +54,20 @@ def metrics_show() -> None:
 
 @alerts_app.command("list")
 def alerts_list(as_json: AsJson = False) -> None:
-    """Every rule and what is on now, decided anew; exits 1 while a critical one is on. Tells nobody."""
+    """Every rule and what is on now, decided anew; exits 1 while a critical one is on, 3 if nothing ever ran. Tells nobody."""
     from akidb_pipelines.operations.alerts.decide import firing
     from akidb_pipelines.operations.alerts.table import load_table
-    from akidb_pipelines.operations.facts import collect, open_instance
+    from akidb_pipelines.operations.facts import collect, open_instance, where
 
     settings, rules = _prepared(), load_table()
     with open_instance() as instance:
         facts = collect(instance, _watched(settings))
+        looked_at, is_used = where(instance), bool(facts.heartbeats or instance.get_runs(limit=1))
     on, known = firing(facts, rules), {check.key for check in facts.checks}
     if as_json:
-        print_json({"on": [{**asdict(a), "severity": rules.rules[a.rule].severity} for a in on]})
+        print_json({"instance": looked_at, "on": [{**asdict(a), "severity": rules.rules[a.rule].severity} for a in on]})
     else:
-        table = Table("", "rule", "severity", "told", "found", "runbook", title=f"{len(on)} alerts are on")
+        table = Table("", "rule", "severity", "told", "found", "runbook", title=f"{len(on)} alerts are on in {looked_at}")
         for name, rule in rules.rules.items():
             # What was never looked at is not green.
             unknown = (
@@ -77,6 +78,9 @@ def alerts_list(as_json: AsJson = False) -> None:
             for shown, text in told or [(mark, "")]:
                 table.add_row(shown, name, rule.severity, ", ".join(rules.receivers(name)), text, rule.runbook)
         wide(150).print(table)
+    if not is_used:
+        typer.echo(f"nothing ever ran in {looked_at}: is it the right one? docs/on-call.md", err=True)
+        raise typer.Exit(ExitCode.OUTSIDE)
     if any(rules.rules[a.rule].severity == "critical" for a in on):
         raise typer.Exit(ExitCode.CHECK_FAILED)
 
@@ -89,7 +93,7 @@ def alerts_test() -> None:
     from akidb_pipelines.operations.alerts.sender import open_lines
     from akidb_pipelines.operations.alerts.table import Rule, Table
 
-    lines = open_lines(Settings.load())
+    lines = open_lines(_prepared())
     rule = Rule(severity="warning", summary="A test; nothing is wrong.", runbook="alerts.md", prometheus=True)
     table = Table(routes={"critical": tuple(lines), "warning": tuple(lines)}, rules={"test": rule})
     on = tell([Alert("test", "akidb-pipelines alerts test", "a test: nothing is wrong")], Ledger({}), table, lines)
@@ -145,10 +149,12 @@ def instance_prune(
 
 def _prepared() -> Settings:
     from akidb_pipelines.instance import prepare_dagster_home
+    from akidb_pipelines.operations.facts import open_instance
 
-    settings = Settings.load()
-    prepare_dagster_home(settings)
-    return settings
+    prepare_dagster_home(Settings.load())
+    with open_instance() as instance:
+        instance.inject_env_vars(None)  # from Vault, as code servers and runs have them
+    return Settings.load()
 
 
 def _watched(settings: Settings) -> Watched:

@@ -14,17 +14,21 @@ from itertools import chain
 
 import dagster as dg
 from dagster._core.definitions.freshness import CronFreshnessPolicy, FreshnessPolicy, TimeWindowFreshnessPolicy
+from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType, SensorInstigatorData, TickStatus
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus as Outcome
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 from dagster._utils.schedules import cron_string_iterator
+from sqlalchemy import make_url
 
 _RECENT_RUNS = 30
 """Of each job, looked at for its newest outcome: enough for every device and runner to be among them."""
 _RETRY_S = 120
 """A run that is to be tried again is, within seconds; or never, if the code server was away at that moment."""
-_MEMBERS = ("dagster/partition/device", "dagster/partition/runner")
-"""Tags that tell runs of one job apart: a Jetson's success says nothing about another's failure."""
+_DIMENSIONS = ("device", "runner")
+"""Of partitions, that tell apart what has nothing to do with each other: a Jetson's success says nothing about another's failure."""
+_FAILING_TICKS = 3
+"""So many failures in a row of a sensor are no accident."""
 _IN_FLIGHT = (
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.STARTING,
@@ -42,18 +46,31 @@ class Watched:
     checks: Mapping[dg.AssetCheckKey, bool]
     """Whether it is blocking."""
     jobs: tuple[str, ...]
+    members: Mapping[dg.AssetKey, frozenset[str]]
+    """Devices or runners that an asset is partitioned by."""
+
+
+def _labelled(name: str, member: str) -> str:
+    return f"{name}/{member}" if member else name
 
 
 @dataclass(frozen=True)
 class AssetFact:
-    """An asset that was materialized at least once."""
+    """An asset that was materialized at least once; of one that is partitioned by devices or runners, one of these."""
 
     name: str
+    member: str
+    """Device or runner; empty for most."""
     last_success: float
-    """Seconds of the epoch."""
+    """Of its newest period, in seconds of the epoch: making up an old one does not make it fresh."""
     fresh_for_s: float | None
     numbers: Mapping[str, float]
     """Numeric metadata of the newest materialization."""
+
+    @property
+    def label(self) -> str:
+        """`runner_image_release/docker`."""
+        return _labelled(self.name, self.member)
 
     def is_stale(self, now: float) -> bool:
         """Whether the last success is too old."""
@@ -62,10 +79,11 @@ class AssetFact:
 
 @dataclass(frozen=True)
 class CheckFact:
-    """The newest outcome of a check."""
+    """The newest outcome of a check, for each device or runner apart."""
 
     asset: str
     name: str
+    member: str
     passed: bool
     blocking: bool
     severity: str
@@ -79,6 +97,11 @@ class CheckFact:
     def key(self) -> str:
         """`fixture_databases/schema_drift`."""
         return f"{self.asset}/{self.name}"
+
+    @property
+    def label(self) -> str:
+        """`runner_image_archive/tools/docker`."""
+        return _labelled(self.key, self.member)
 
 
 @dataclass(frozen=True)
@@ -94,6 +117,17 @@ class JobFact:
 
 
 @dataclass(frozen=True)
+class SensorFact:
+    """A sensor that is switched on."""
+
+    name: str
+    at: float
+    """When it was last evaluated, in seconds of the epoch."""
+    failing: bool
+    """Several times in a row."""
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything, at one moment."""
 
@@ -101,11 +135,12 @@ class Facts:
     assets: tuple[AssetFact, ...]
     checks: tuple[CheckFact, ...]
     jobs: tuple[JobFact, ...]
+    sensors: tuple[SensorFact, ...]
     runs: Mapping[str, int]
     """In flight, by status."""
     oldest_queued_s: float
     heartbeats: Mapping[str, float]
-    """Seconds of the epoch, by daemon."""
+    """Seconds of the epoch, by daemon that this instance needs."""
 
 
 def open_instance() -> dg.DagsterInstance:
@@ -113,14 +148,29 @@ def open_instance() -> dg.DagsterInstance:
     return dg.DagsterInstance.get()
 
 
+def where(instance: dg.DagsterInstance) -> str:
+    """Where the instance keeps its runs, without passwords: what somebody who looked at the wrong one has to know."""
+    url = getattr(instance.run_storage, "postgres_url", "")
+    return make_url(url).render_as_string(hide_password=True) if url else instance.root_directory
+
+
 def watched_of(repository: dg.RepositoryDefinition) -> Watched:
     """From the definitions."""
     graph = repository.asset_graph
-    assets: dict[dg.AssetKey, float | None] = {}
-    for key in graph.get_all_asset_keys():
-        node = graph.get(key)
-        assets[key] = _window(node.freshness_policy)
-    return Watched(assets, {key: graph.get(key).blocking for key in graph.asset_check_keys}, tuple(repository.job_names))
+    nodes = {key: graph.get(key) for key in graph.get_all_asset_keys()}
+    return Watched(
+        {key: _window(node.freshness_policy) for key, node in nodes.items()},
+        {key: graph.get(key).blocking for key in graph.asset_check_keys},
+        tuple(repository.job_names),
+        {key: members for key, node in nodes.items() if (members := _members(node.partitions_def))},
+    )
+
+
+def _members(partitions: dg.PartitionsDefinition | None) -> frozenset[str]:
+    if not isinstance(partitions, dg.MultiPartitionsDefinition):
+        return frozenset()
+    told = (d.partitions_def.get_partition_keys() for d in partitions.partitions_defs if d.name in _DIMENSIONS)
+    return frozenset(chain.from_iterable(told))
 
 
 def _window(policy: FreshnessPolicy | None) -> float | None:
@@ -144,54 +194,98 @@ def collect(instance: dg.DagsterInstance, watched: Watched, now: float | None = 
     """
     now = datetime.now(UTC).timestamp() if now is None else now
     queued = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]), limit=1, ascending=True)
+    newest = {
+        r.asset_entry.asset_key: r.asset_entry.last_materialization_record for r in instance.get_asset_records([*watched.assets])
+    }
+    checks = tuple(_checks(instance, watched))
+    succeeded = {key.to_user_string(): entry.timestamp for key, entry in newest.items() if entry} | {c.key: c.at for c in checks}
+    needed = {*instance.get_required_daemon_types()}
     return Facts(
         now=now,
-        assets=tuple(_assets(instance, watched)),
-        checks=tuple(_checks(instance, watched)),
-        jobs=tuple(_jobs(instance, watched, now)),
+        assets=tuple(_assets(instance, watched, newest)),
+        checks=checks,
+        jobs=tuple(_jobs(instance, watched, succeeded, now)),
+        sensors=tuple(_sensors(instance)),
         runs={s.value: instance.get_runs_count(dg.RunsFilter(statuses=[s])) for s in _IN_FLIGHT},
         oldest_queued_s=max(0.0, now - queued[0].create_timestamp.timestamp()) if queued else 0.0,
-        heartbeats={name: beat.timestamp for name, beat in instance.get_daemon_heartbeats().items()},
+        heartbeats={name: beat.timestamp for name, beat in instance.get_daemon_heartbeats().items() if name in needed},
     )
 
 
-def _assets(instance: dg.DagsterInstance, watched: Watched) -> Iterable[AssetFact]:
-    for record in instance.get_asset_records(list(watched.assets)):
-        entry = record.asset_entry
-        if (last := entry.last_materialization_record) and (made := last.asset_materialization):
-            yield AssetFact(
-                entry.asset_key.to_user_string(), last.timestamp, watched.assets[entry.asset_key], _numbers(made.metadata)
-            )
+def _assets(
+    instance: dg.DagsterInstance, watched: Watched, newest: Mapping[dg.AssetKey, dg.EventLogRecord | None]
+) -> Iterable[AssetFact]:
+    for key, window in watched.assets.items():
+        entry = newest.get(key)
+        if entry is None:
+            continue
+        found = {"": entry} if window is None else _by_member(instance, key, watched.members.get(key)) or {"": entry}
+        for member, each in found.items():
+            if made := each.asset_materialization:
+                yield AssetFact(key.to_user_string(), member, each.timestamp, window, _numbers(made.metadata))
+
+
+def _by_member(instance: dg.DagsterInstance, key: dg.AssetKey, members: frozenset[str] | None) -> Mapping[str, dg.EventLogRecord]:
+    """The last success of the newest period, of each device or runner that is still known. Keys are `2026-11-16` or `docker|2026-11-16`."""
+    latest: dict[str, tuple[str, int]] = {}
+    for partition, storage_id in instance.get_latest_storage_id_by_partition(
+        key, dg.DagsterEventType.ASSET_MATERIALIZATION
+    ).items():
+        member, _, period = partition.rpartition("|")
+        if members is None or member in members:
+            latest[member] = max(latest.get(member, ("", 0)), (period, storage_id))
+    ids = {storage_id: member for member, (_, storage_id) in latest.items()}
+    if not ids:
+        return {}
+    filter_ = dg.AssetRecordsFilter(key, storage_ids=[*ids])
+    return {ids[r.storage_id]: r for r in instance.fetch_materializations(filter_, limit=len(ids)).records}
 
 
 def _checks(instance: dg.DagsterInstance, watched: Watched) -> Iterable[CheckFact]:
     storage = instance.event_log_storage
-    newest = storage.get_latest_asset_check_execution_by_key(list(watched.checks))
-    for key, latest in newest.items():
-        record: AssetCheckExecutionRecord | None = latest
-        if latest.status is Outcome.PLANNED:
+    ended = {Outcome.SUCCEEDED, Outcome.FAILED}
+    whole = [key for key in watched.checks if key.asset_key not in watched.members]
+    for key, latest in storage.get_latest_asset_check_execution_by_key(whole).items():
+        if latest.status in ended:
+            yield from _check(watched, key, latest, "")
+        else:
             # A run is at it, or was skipped: what was found last still stands.
-            ended = storage.get_asset_check_execution_history(key, limit=1, status={Outcome.SUCCEEDED, Outcome.FAILED})
-            record = next(iter(ended), None)
-        event = record.event.dagster_event if record and record.event else None
-        if record is None or event is None:
-            continue
-        found = event.asset_check_evaluation_data
-        yield CheckFact(
-            key.asset_key.to_user_string(),
-            key.name,
-            record.status is Outcome.SUCCEEDED,
-            watched.checks[key],
-            found.severity.value,
-            found.description or "",
-            record.create_timestamp,
-            record.run_id,
-            _numbers(found.metadata),
-        )
+            for record in storage.get_asset_check_execution_history(key, limit=1, status=ended):
+                yield from _check(watched, key, record, "")
+    for key in (k for k in watched.checks if k.asset_key in watched.members):
+        records = storage.get_asset_check_execution_history(key, limit=_RECENT_RUNS, status=ended)
+        runs = instance.get_run_records(dg.RunsFilter(run_ids=[*{r.run_id for r in records}])) if records else []
+        of = {r.dagster_run.run_id: _member(r.dagster_run) for r in runs}
+        seen: set[str] = set()
+        for record in records:
+            member = of.get(record.run_id, "")
+            if member in watched.members[key.asset_key] - seen:
+                seen.add(member)
+                yield from _check(watched, key, record, member)
 
 
-def _jobs(instance: dg.DagsterInstance, watched: Watched, now: float) -> Iterable[JobFact]:
+def _check(watched: Watched, key: dg.AssetCheckKey, record: AssetCheckExecutionRecord, member: str) -> Iterable[CheckFact]:
+    event = record.event.dagster_event if record.event else None
+    if event is None:
+        return
+    found = event.asset_check_evaluation_data
+    yield CheckFact(
+        key.asset_key.to_user_string(),
+        key.name,
+        member,
+        record.status is Outcome.SUCCEEDED,
+        watched.checks[key],
+        found.severity.value,
+        found.description or "",
+        record.create_timestamp,
+        record.run_id,
+        _numbers(found.metadata),
+    )
+
+
+def _jobs(instance: dg.DagsterInstance, watched: Watched, succeeded: Mapping[str, float], now: float) -> Iterable[JobFact]:
     statuses = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
+    known = frozenset({"", *chain.from_iterable(watched.members.values())})
     seen: set[str] = set()
     # Job by job: one that runs every quarter of an hour must not push a weekly one out of sight.
     ended = (dg.RunsFilter(job_name=job, statuses=statuses) for job in watched.jobs)
@@ -201,19 +295,45 @@ def _jobs(instance: dg.DagsterInstance, watched: Watched, now: float) -> Iterabl
         if AUTO_RETRY_RUN_ID_TAG in run.tags or (run.tags.get(WILL_RETRY_TAG) == "true" and now - at < _RETRY_S):
             continue  # the run that tries it again speaks for both
         name = run_name(run)
-        if name not in seen:
-            seen.add(name)
-            yield JobFact(name, run.is_success, at, run.run_id, run.tags.get("dagster/partition", ""))
+        if name in seen or _member(run) not in known:
+            continue
+        seen.add(name)
+        chosen = _chosen(run)
+        # What was started by hand and failed is over when all of it has succeeded since, by whichever run.
+        made_good = bool(chosen) and all(succeeded.get(one, 0.0) > at for one in chosen)
+        yield JobFact(name, run.is_success or made_good, at, run.run_id, run.tags.get("dagster/partition", ""))
+
+
+def _sensors(instance: dg.DagsterInstance) -> Iterable[SensorFact]:
+    on = {InstigatorStatus.RUNNING, InstigatorStatus.DECLARED_IN_CODE}
+    for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR, instigator_statuses=on):
+        told = state.instigator_data
+        if not isinstance(told, SensorInstigatorData) or not told.last_tick_timestamp:
+            continue
+        ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=_FAILING_TICKS)
+        failing = len(ticks) == _FAILING_TICKS and all(tick.status is TickStatus.FAILURE for tick in ticks)
+        yield SensorFact(state.instigator_name, told.last_tick_timestamp, failing)
 
 
 def run_name(run: dg.DagsterRun) -> str:
     """The job of a run, and the device or runner that it is about; of a run without a job its assets."""
-    job = run.job_name
-    if job.startswith("__ASSET_JOB"):
-        chosen = run.asset_selection or {key.asset_key for key in run.asset_check_selection or ()}
-        job = "+".join(sorted(key.to_user_string() for key in chosen)) or "assets"
-    member = next((run.tags[tag] for tag in _MEMBERS if tag in run.tags), "")
-    return f"{job}/{member}" if member else job
+    return _labelled("+".join(_chosen(run)) or ("assets" if _is_by_hand(run) else run.job_name), _member(run))
+
+
+def _is_by_hand(run: dg.DagsterRun) -> bool:
+    return run.job_name.startswith("__ASSET_JOB")
+
+
+def _chosen(run: dg.DagsterRun) -> list[str]:
+    """Assets, or else checks, that a run without a job is of."""
+    if not _is_by_hand(run):
+        return []
+    assets = sorted(key.to_user_string() for key in run.asset_selection or ())
+    return assets or sorted(f"{key.asset_key.to_user_string()}/{key.name}" for key in run.asset_check_selection or ())
+
+
+def _member(run: dg.DagsterRun) -> str:
+    return next((run.tags[tag] for d in _DIMENSIONS if (tag := f"dagster/partition/{d}") in run.tags), "")
 
 
 def _numbers(metadata: Mapping[str, dg.MetadataValue]) -> dict[str, float]:

@@ -122,6 +122,8 @@ def test_the_overdue_sensor_tells_a_change_once(settings, instance):
         context = dg.build_sensor_context(instance=instance, cursor=cursor, resources={"drill_tools": tools})
         return drill_overdue(context)
 
+    assert tick(None).asset_events == [], "where no lab was ever used none is overdue"
+    drilled(settings, "lab", "failed", 2)
     first = tick(None)
     assert [e.check_name for e in first.asset_events] == ["lab_drill_recent"] and not first.asset_events[0].passed
     assert tick(first.cursor).asset_events == []

@@ -19,7 +19,7 @@ from akidb_pipelines.operations.alerts.decide import Alert, firing
 from akidb_pipelines.operations.alerts.ledger import Ledger, tell
 from akidb_pipelines.operations.alerts.sender import open_lines
 from akidb_pipelines.operations.alerts.table import load_table
-from akidb_pipelines.operations.facts import AssetFact, CheckFact, Facts, JobFact, collect, watched_of
+from akidb_pipelines.operations.facts import AssetFact, CheckFact, Facts, JobFact, SensorFact, collect, watched_of
 from akidb_pipelines.operations.metrics.families import CHECK_NAMED, NAMED, families
 from akidb_pipelines.settings import Settings
 from tests.services.http_stub import Hang, Reset, Status
@@ -32,11 +32,11 @@ NOW = 1_800_000_000.0
 
 def check(key: str, passed: bool = False, blocking: bool = False, severity: str = "ERROR") -> CheckFact:
     asset, name = key.split("/")
-    return CheckFact(asset, name, passed, blocking, severity, "what was found", NOW, "run-1", {})
+    return CheckFact(asset, name, "", passed, blocking, severity, "what was found", NOW, "run-1", {})
 
 
 def facts(**what) -> Facts:
-    return replace(Facts(NOW, (), (), (), {}, 0, {}), **what)
+    return replace(Facts(NOW, (), (), (), (), {}, 0, {}), **what)
 
 
 def rules_on(found: Facts) -> set[str]:
@@ -78,7 +78,7 @@ def test_a_failed_run_is_an_alert_until_the_job_succeeds():
 
 
 def test_what_has_no_limit_is_never_stale():
-    old = AssetFact("staging_dumps", NOW - 3 * 86400, 26 * 3600, {})
+    old = AssetFact("staging_dumps", "", NOW - 3 * 86400, 26 * 3600, {})
     assert rules_on(facts(assets=(old,))) == {"pipeline.stale"}
     assert rules_on(facts(assets=(replace(old, fresh_for_s=None), replace(old, last_success=NOW - 60)))) == set()
 
@@ -174,6 +174,81 @@ def test_a_weekly_failure_is_not_pushed_out_of_sight_by_what_runs_all_the_time()
         assert rules_on(collect(instance, watched)) == {"pipeline.run.failed"}
 
 
+RUNNERS = dg.MultiPartitionsDefinition(
+    {"week": dg.StaticPartitionsDefinition(["w1", "w2"]), "runner": dg.StaticPartitionsDefinition(["docker", "mac"])}
+)
+
+
+@dg.asset(
+    partitions_def=RUNNERS,
+    check_specs=[dg.AssetCheckSpec("tools", asset="image", blocking=True)],
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=1)),
+)
+def image(config: _Config):
+    yield dg.MaterializeResult()
+    yield dg.AssetCheckResult(passed=not config.fail)
+
+
+FLEET = dg.Definitions(assets=[image, fresh], jobs=[dg.define_asset_job("images", selection=["image"])])
+
+
+def snap(instance, week, runner, *, fail=False):
+    FLEET.resolve_job_def("images").execute_in_process(
+        instance=instance,
+        partition_key=dg.MultiPartitionKey({"week": week, "runner": runner}),
+        run_config={"ops": {"image": {"config": {"fail": fail}}}},
+        raise_on_error=False,
+    )
+
+
+def test_a_runner_that_passes_says_nothing_about_another_that_failed():
+    watched = watched_of(FLEET.get_repository_def())
+    with dg.instance_for_test() as instance:
+        snap(instance, "w1", "docker", fail=True)
+        snap(instance, "w1", "mac")
+        on = firing(collect(instance, watched), load_table())
+        assert [a.key for a in on] == ["pipeline.check.failed/image/tools/docker", "pipeline.run.failed/images/docker"]
+        snap(instance, "w2", "docker")
+        assert rules_on(collect(instance, watched)) == set()
+        snap(instance, "w2", "docker", fail=True)
+        retired = replace(watched, members={k: frozenset({"mac"}) for k in watched.members})
+        assert rules_on(collect(instance, retired)) == set(), "a runner that is no longer in the inventory"
+
+
+def test_making_up_an_old_week_makes_nothing_fresh_nor_does_another_runner():
+    watched = watched_of(FLEET.get_repository_def())
+    with dg.instance_for_test() as instance:
+        snap(instance, "w2", "docker")
+        snap(instance, "w2", "mac")
+        before = {a.label: a.last_success for a in collect(instance, watched).assets}
+        time.sleep(0.1)
+        snap(instance, "w1", "docker")
+        snap(instance, "w2", "mac")
+        after = {a.label: a.last_success for a in collect(instance, watched).assets}
+        assert after["image/docker"] == before["image/docker"]
+        assert after["image/mac"] > before["image/mac"]
+
+
+def test_what_failed_when_started_by_hand_is_over_when_its_assets_succeed():
+    watched = watched_of(SMALL.get_repository_def())
+    with dg.instance_for_test() as instance:
+        SMALL.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance,
+            run_config={"ops": {"breaks": {"config": {"fail": True}}}},
+            asset_selection=[dg.AssetKey("breaks")],
+            raise_on_error=False,
+        )
+        assert rules_on(collect(instance, watched)) == {"pipeline.run.failed"}
+        SMALL.resolve_job_def("nightly").execute_in_process(instance=instance, run_config={"ops": {"breaks": {"config": {}}}})
+        assert rules_on(collect(instance, watched)) == set()
+
+
+def test_a_sensor_that_fails_at_every_tick_is_told():
+    sensor = SensorFact("drill_overdue", NOW, True)
+    (alert,) = firing(facts(sensors=(sensor, replace(sensor, name="alerts", failing=False))), load_table())
+    assert (alert.rule, alert.subject) == ("pipelines.sensor.failing", "drill_overdue")
+
+
 def test_every_asset_with_a_freshness_policy_has_a_limit():
     watched = watched_of(build_defs(Settings()).get_repository_def())
     limits = {key.to_user_string(): limit for key, limit in watched.assets.items() if limit}
@@ -251,6 +326,25 @@ def test_a_receiver_that_hangs_costs_one_time_limit_and_no_more(receivers, lines
     told = tell(many, Ledger({}), load_table(), {"pagerduty": lines["pagerduty"]})
     assert time.monotonic() - began < 10
     assert len(told.failures) == 1
+
+
+def test_slow_receivers_do_not_cost_the_whole_tick_and_nothing_is_lost(receivers, lines):
+    """Dagster ends a tick after a minute: what had been told would be told again, and again."""
+    table, ticks = load_table(), iter(range(0, 10_000, 7))
+    many = [replace(FAILED, subject=f"job-{n:02}") for n in range(10)]
+    first = tell(many, Ledger({}), table, lines, clock=lambda: next(ticks))
+    assert 0 < len(first.lines) < 10
+    second = tell(many, first.ledger, table, lines)
+    assert len(first.lines) + len(second.lines) == 20
+    assert len(receivers.slack) == 10
+
+
+def test_a_rule_that_left_the_table_takes_its_incident_along(receivers, lines):
+    table = load_table()
+    first = tell([FAILED], Ledger({}), table, lines)
+    without = table.model_copy(update={"rules": {n: r for n, r in table.rules.items() if n != FAILED.rule}})
+    assert tell([], first.ledger, without, lines).ledger.entries == {}
+    assert not receivers.open
 
 
 def test_one_that_ended_before_anybody_heard_of_it_is_not_resolved(receivers, lines):
@@ -334,13 +428,14 @@ def test_every_alert_has_its_runbook():
 def _exported() -> set[str]:
     """Every metric name that the exporter and the front can have."""
     everything = facts(
-        assets=tuple(AssetFact(a, NOW, 1, {k: 1.0 for x, k in NAMED if x == a}) for a in {a for a, _ in NAMED}),
+        assets=tuple(AssetFact(a, "", NOW, 1, {k: 1.0 for x, k in NAMED if x == a}) for a in {a for a, _ in NAMED}),
         checks=tuple(replace(check(c), numbers={k: 1.0}) for c, k in CHECK_NAMED),
     )
     names = {family.name for family in families(everything)}
     return names | {
         "akidb_pipelines_instance_up",
         "akidb_pipelines_scrape_seconds",
+        "akidb_pipelines_front_served_timestamp_seconds",
         "akidb_pipelines_cedar_decision_seconds_bucket",
     }
 
@@ -415,7 +510,8 @@ def test_metrics_of_an_instance(tmp_path, monkeypatch):
     assert "akidb_pipelines_instance_up 1.0" in text
     assert "akidb_pipelines_drill_rta_seconds 14.2" in text
     assert (
-        'akidb_pipelines_check_failed{asset="fixture_databases",blocking="true",check="schema_drift",severity="ERROR"} 0.0' in text
+        'akidb_pipelines_check_failed{asset="fixture_databases",blocking="true",check="schema_drift",member="",severity="ERROR"} 0.0'
+        in text
     )
     assert 'akidb_pipelines_last_success_timestamp_seconds{asset="dr_drill_report"}' in text
     assert 'akidb_pipelines_cedar_decision_seconds_count{source="probe"} 1.0' in text

@@ -9,7 +9,7 @@ import uvicorn
 from dagster import DagsterInstance
 from dagster import __version__ as dagster_version
 from dagster._core.workspace.load_target import WorkspaceFileTarget
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.operations.access.context import Access, CedarProcessContext
@@ -21,6 +21,7 @@ from akidb_pipelines.operations.coordinator import NamingRunCoordinator
 from akidb_pipelines.settings import Settings
 
 _POOL_RECYCLE_S, _STATEMENT_MS, _POOL_OVERFLOW = 3600, 15_000, 20
+_TURN_S = 5
 
 
 def serve_front(settings: Settings, workspace: Path, host: str, port: int, metrics_port: int) -> None:
@@ -58,4 +59,20 @@ def serve_front(settings: Settings, workspace: Path, host: str, port: int, metri
                 start_http_server(metrics_port, host, registry)
             except OSError as error:
                 raise OutsideError(f"metrics at {host}:{metrics_port}: {error}", hint="choose another --metrics-port") from error
-        uvicorn.run(app, host=host, port=port, log_level="warning", proxy_headers=False, ws_max_size=MESSAGE_BYTES)
+        # Metrics have a thread of their own: that they answer does not say that the UI does.
+        served = Gauge("akidb_pipelines_front_served_timestamp_seconds", "When the UI's event loop last turned.", registry=registry)
+
+        async def turn() -> None:
+            served.set_to_current_time()
+
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_level="warning",
+            proxy_headers=False,
+            ws_max_size=MESSAGE_BYTES,
+            callback_notify=turn,
+            timeout_notify=_TURN_S,
+        )
+        uvicorn.Server(config).run()

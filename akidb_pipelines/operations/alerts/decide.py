@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
-from akidb_pipelines.operations.alerts.table import Table
-from akidb_pipelines.operations.facts import CheckFact, Facts
+from akidb_pipelines.operations.alerts.table import Rule, Table
+from akidb_pipelines.operations.facts import AssetFact, CheckFact, Facts, JobFact, SensorFact
 
 _TOLD = 400
 
@@ -36,28 +36,37 @@ def firing(facts: Facts, table: Table) -> list[Alert]:
 
 
 def _firing(facts: Facts, table: Table) -> Iterator[Alert]:
-    failed = {c.key: c for c in facts.checks if not c.passed}
     named = {check for rule in table.rules.values() for check in rule.checks}
     for name, rule in table.rules.items():
-        for check in rule.checks:
-            if check in failed and (failed[check].severity == "ERROR" or not rule.only_errors):
-                yield _of_check(name, failed[check])
-        if rule.blocking:
-            # A blocking check that only warned has held nothing back.
-            for found in failed.values():
-                if found.blocking and found.severity == "ERROR" and found.key not in named:
-                    yield _of_check(name, found)
+        yield from (_of_check(name, found) for found in facts.checks if not found.passed and _concerns(rule, found, named))
         if rule.runs:
-            for job in facts.jobs:
-                if not job.succeeded:
-                    of = f" of {job.partition}" if job.partition else ""
-                    yield Alert(name, job.name, f"run {job.run_id[:8]} of {job.name}{of} failed", job.run_id)
+            yield from (_of_job(name, job) for job in facts.jobs if not job.succeeded)
         if rule.freshness:
-            for asset in facts.assets:
-                if asset.is_stale(facts.now):
-                    age, allowed = timedelta(seconds=int(facts.now - asset.last_success)), timedelta(seconds=asset.fresh_for_s or 0)
-                    yield Alert(name, asset.name, f"{asset.name} last succeeded {age} ago; {allowed} are allowed")
+            yield from (_of_asset(name, asset, facts.now) for asset in facts.assets if asset.is_stale(facts.now))
+        if rule.sensors:
+            yield from (_of_sensor(name, sensor) for sensor in facts.sensors if sensor.failing)
+
+
+def _concerns(rule: Rule, check: CheckFact, named: Collection[str]) -> bool:
+    if check.key in rule.checks:
+        return check.severity == "ERROR" or not rule.only_errors
+    # A blocking check that only warned has held nothing back.
+    return rule.blocking and check.blocking and check.severity == "ERROR" and check.key not in named
+
+
+def _of_job(rule: str, job: JobFact) -> Alert:
+    of = f" of {job.partition}" if job.partition else ""
+    return Alert(rule, job.name, f"run {job.run_id[:8]} of {job.name}{of} failed", job.run_id)
+
+
+def _of_asset(rule: str, asset: AssetFact, now: float) -> Alert:
+    age, allowed = timedelta(seconds=int(now - asset.last_success)), timedelta(seconds=asset.fresh_for_s or 0)
+    return Alert(rule, asset.label, f"{asset.label} last succeeded {age} ago; {allowed} are allowed")
+
+
+def _of_sensor(rule: str, sensor: SensorFact) -> Alert:
+    return Alert(rule, sensor.name, f"sensor {sensor.name} fails at every tick; Automation > {sensor.name} says why")
 
 
 def _of_check(rule: str, check: CheckFact) -> Alert:
-    return Alert(rule, check.key, f"{check.key}: {' '.join(check.told.split())[:_TOLD]}", check.run_id)
+    return Alert(rule, check.label, f"{check.label}: {' '.join(check.told.split())[:_TOLD]}", check.run_id)

@@ -7,13 +7,18 @@ value; the sensor keeps its text as its cursor.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.operations.alerts.decide import Alert
 from akidb_pipelines.operations.alerts.sender import Line, RefusedAlertError
-from akidb_pipelines.operations.alerts.table import Receiver, Table
+from akidb_pipelines.operations.alerts.table import Receiver, Rule, Table
+
+_WITHIN_S = 30
+"""Dagster ends a tick after a minute, and what was told is lost with it: the rest waits for the next tick."""
+_GONE = Rule(severity="warning", summary="The table of alerts no longer has this rule.", runbook="alerts.md", prometheus=True)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,13 @@ class Told:
     failures: tuple[str, ...]
 
 
-def tell(on: Iterable[Alert], ledger: Ledger, table: Table, lines: Mapping[Receiver, Line]) -> Told:
+def tell(
+    on: Iterable[Alert],
+    ledger: Ledger,
+    table: Table,
+    lines: Mapping[Receiver, Line],
+    clock: Callable[[], float] = time.monotonic,
+) -> Told:
     """Tell what is new, and what has ended.
 
     Args:
@@ -62,7 +73,9 @@ def tell(on: Iterable[Alert], ledger: Ledger, table: Table, lines: Mapping[Recei
         ledger: who knows of which.
         table: severities and routes.
         lines: the receivers that are configured.
+        clock: seconds that only grow.
     """
+    until = clock() + _WITHIN_S
     entries = dict(ledger.entries)
     done: list[str] = []
     failures: list[str] = []
@@ -70,10 +83,10 @@ def tell(on: Iterable[Alert], ledger: Ledger, table: Table, lines: Mapping[Recei
 
     def deliver(receiver: Receiver, alert: Alert, *, is_on: bool) -> bool:
         # One that is away for the first is away for the tenth: the rest waits for the next tick.
-        if receiver in dead:
+        if receiver in dead or clock() > until:
             return False
         try:
-            lines[receiver].tell(alert, table.rules[alert.rule], on=is_on)
+            lines[receiver].tell(alert, table.rules.get(alert.rule, _GONE), on=is_on)
         except OutsideError as error:
             if not isinstance(error, RefusedAlertError):
                 dead.add(receiver)
@@ -89,8 +102,8 @@ def tell(on: Iterable[Alert], ledger: Ledger, table: Table, lines: Mapping[Recei
         entries[key] = replace(entry, told=(*entry.told, *(r for r in due if deliver(r, alert, is_on=True))))
     for key in [k for k in entries if k not in current]:
         entry = entries[key]
-        # Who is no longer configured cannot be told; a rule that is gone from the table has ended, too.
-        due = [r for r in entry.told if r in lines and entry.alert.rule in table.rules]
+        # Who is no longer configured cannot be told; a rule that is gone from the table has ended, too, and its incident with it.
+        due = [r for r in entry.told if r in lines]
         left = tuple(r for r in due if not deliver(r, entry.alert, is_on=False))
         if left:
             entries[key] = replace(entry, told=left)

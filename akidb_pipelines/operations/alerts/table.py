@@ -17,7 +17,7 @@ Receiver = Literal["pagerduty", "slack", "security"]
 
 
 class Rule(BaseModel):
-    """One alert. Exactly one of `checks`, `runs`, `blocking`, `freshness` and `prometheus` says what it watches."""
+    """One alert. Exactly one of `checks`, `runs`, `blocking`, `freshness`, `sensors` and `prometheus` says what it watches."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,12 +32,13 @@ class Rule(BaseModel):
     runs: bool = False
     blocking: bool = False
     freshness: bool = False
+    sensors: bool = False
     prometheus: bool = False
 
     @model_validator(mode="after")
     def _watches_one_thing(self) -> Rule:
-        if sum(map(bool, (self.checks, self.runs, self.blocking, self.freshness, self.prometheus))) != 1:
-            raise ValueError("say one of checks, runs, blocking, freshness, prometheus")
+        if sum(map(bool, (self.checks, self.runs, self.blocking, self.freshness, self.sensors, self.prometheus))) != 1:
+            raise ValueError("say one of checks, runs, blocking, freshness, sensors, prometheus")
         return self
 
 

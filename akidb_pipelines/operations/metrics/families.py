@@ -50,19 +50,19 @@ def families(facts: Facts) -> Iterator[GaugeMetricFamily]:
         "last_success_timestamp_seconds",
         "When an asset was last materialized.",
         ["asset"],
-        ((a.name, a.last_success) for a in facts.assets),
+        ((a.label, a.last_success) for a in facts.assets),
     )
     yield _gauge(
         "expected_interval_seconds",
         "After how long a success is too old.",
         ["asset"],
-        ((a.name, a.fresh_for_s) for a in facts.assets if a.fresh_for_s is not None),
+        ((a.label, a.fresh_for_s) for a in facts.assets if a.fresh_for_s is not None),
     )
     yield _gauge(
         "check_failed",
         "1 while the newest outcome of a check is a failure.",
-        ["asset", "check", "severity", "blocking"],
-        (((c.asset, c.name, c.severity, str(c.blocking).lower()), float(not c.passed)) for c in facts.checks),
+        ["asset", "check", "member", "severity", "blocking"],
+        (((c.asset, c.name, c.member, c.severity, str(c.blocking).lower()), float(not c.passed)) for c in facts.checks),
     )
     yield _gauge(
         "job_failed",
@@ -76,8 +76,17 @@ def families(facts: Facts) -> Iterator[GaugeMetricFamily]:
         ["dagster_job"],
         ((j.name, j.at) for j in facts.jobs),
     )
+    yield _gauge(
+        "sensor_tick_timestamp_seconds",
+        "When a sensor that is switched on was last evaluated.",
+        ["sensor"],
+        ((s.name, s.at) for s in facts.sensors),
+    )
+    yield _gauge(
+        "sensor_failing", "1 while a sensor fails at every tick.", ["sensor"], ((s.name, float(s.failing)) for s in facts.sensors)
+    )
     yield from _named(facts.assets, facts.checks)
-    rest = ((a.name, key, value) for a in facts.assets for key, value in a.numbers.items() if (a.name, key) not in NAMED)
+    rest = ((a.label, key, value) for a in facts.assets for key, value in a.numbers.items() if (a.name, key) not in NAMED)
     yield _gauge(
         "asset_metadata",
         "Numbers of an asset's newest materialization.",
@@ -87,7 +96,9 @@ def families(facts: Facts) -> Iterator[GaugeMetricFamily]:
 
 
 def _named(assets: Iterable[AssetFact], checks: Iterable[CheckFact]) -> Iterator[GaugeMetricFamily]:
-    found = {(a.name, key): value for a in assets for key, value in a.numbers.items()}
+    # Of several devices or runners, the newest.
+    by_age = sorted(assets, key=lambda a: a.last_success)
+    found = {(a.name, key): value for a in by_age for key, value in a.numbers.items()}
     for key, (name, about, factor) in NAMED.items():
         if key in found:
             yield _gauge(name, about, [], [((), found[key] * factor)])
