@@ -19,7 +19,6 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus as Outcome
 from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
 from dagster._utils.schedules import cron_string_iterator
-from sqlalchemy import make_url
 
 _RECENT_RUNS = 30
 """Of each job, looked at for its newest outcome: enough for every device and runner to be among them."""
@@ -150,6 +149,8 @@ def open_instance() -> dg.DagsterInstance:
 
 def where(instance: dg.DagsterInstance) -> str:
     """Where the instance keeps its runs, without passwords: what somebody who looked at the wrong one has to know."""
+    from sqlalchemy import make_url
+
     url = getattr(instance.run_storage, "postgres_url", "")
     return make_url(url).render_as_string(hide_password=True) if url else instance.root_directory
 

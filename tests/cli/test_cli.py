@@ -220,6 +220,22 @@ def test_negative_fixtures_are_written_with_their_labels(cli, tmp_path):
     assert (tmp_path / "bad" / "negative.json").is_file()
 
 
+def test_the_shipped_sandbox_can_be_copied_and_changed(cli, tmp_path):
+    assert cli("cedar", "copy", "mine").code == 0
+    (tmp_path / "mine" / "freeze.cedar").write_text('@id("freeze") forbid (principal, action, resource);')
+    assert "13 policies validate" in cli("cedar", "check", env={"AKIDB_CEDAR_SANDBOX": str(tmp_path / "mine")}).out
+    again = cli("cedar", "copy", "mine")
+    assert again.code == 2
+    assert "is there already" in again.err
+
+
+def test_an_instance_where_nothing_ever_ran_is_not_all_clear(cli):
+    """Somebody who looks at another instance than the one that runs must not be told that nothing is wrong."""
+    told = cli("alerts", "list")
+    assert told.code == 3
+    assert "nothing ever ran in" in told.err
+
+
 def test_cedar_check_matrix_and_latency(cli):
     assert "12 policies validate" in cli("cedar", "check").out
     matrix = json.loads(cli("cedar", "matrix", "--json").out)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
 import shutil
 import subprocess
 import threading
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from dagster._core.execution.backfill import BulkActionStatus
 
+from akidb_pipelines.cedar.authorize import Decision
 from akidb_pipelines.cedar.sandbox import SHIPPED
 from akidb_pipelines.definitions import build_defs
 from akidb_pipelines.errors import InputError, OutsideError
+from akidb_pipelines.operations.access import front as front_module
+from akidb_pipelines.operations.access.front import Gate
 from akidb_pipelines.operations.access.identity import Doorkeeper, Principal, PublishedKeys, RefusedTokenError
 from akidb_pipelines.operations.access.journal import Entry, Journal
 from akidb_pipelines.operations.access.judge import Judge
@@ -328,6 +335,31 @@ def test_broken_policies_leave_those_of_before_in_force(tmp_path, caplog):
     assert "stay in force" in caplog.text
     with pytest.raises(InputError):
         Judge(sandbox)
+
+
+def test_an_open_page_ends_when_its_user_may_no_longer_look(monkeypatch):
+    monkeypatch.setattr(front_module, "_LOOK_AGAIN_S", 0.02)
+    member = replace(_member("qa"), expires=time.time() + 3600)
+    may_look, sent = [True], []
+    judge = SimpleNamespace(decide=lambda *_: Decision(may_look[0], "a policy"))
+
+    async def page(scope, receive, send):
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    async def look():
+        context = SimpleNamespace(access=SimpleNamespace(judge=judge))
+        gate = Gate(page, SimpleNamespace(admit=lambda _: member), context)
+        opened = asyncio.ensure_future(gate({"type": "websocket", "path": "/graphql", "headers": []}, None, send))
+        await asyncio.sleep(0.3)
+        assert not opened.done()
+        may_look[0] = False
+        await asyncio.wait_for(opened, 10)
+
+    asyncio.run(look())
+    assert [m["code"] for m in sent] == [4403]
 
 
 def test_keys_are_kept_while_the_issuer_is_away_and_taken_anew_when_it_rotates():
