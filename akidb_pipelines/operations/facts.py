@@ -195,15 +195,15 @@ def collect(instance: dg.DagsterInstance, watched: Watched, now: float | None = 
     """
     now = datetime.now(UTC).timestamp() if now is None else now
     queued = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]), limit=1, ascending=True)
-    newest = {
-        r.asset_entry.asset_key: r.asset_entry.last_materialization_record for r in instance.get_asset_records([*watched.assets])
-    }
     checks = tuple(_checks(instance, watched))
-    succeeded = {key.to_user_string(): entry.timestamp for key, entry in newest.items() if entry} | {c.key: c.at for c in checks}
+    succeeded, assets = {c.label: c.at for c in checks}, []
+    for asset, at in _assets(instance, watched):
+        assets.append(asset)
+        succeeded[asset.label] = at
     needed = {*instance.get_required_daemon_types()}
     return Facts(
         now=now,
-        assets=tuple(_assets(instance, watched, newest)),
+        assets=tuple(assets),
         checks=checks,
         jobs=tuple(_jobs(instance, watched, succeeded, now)),
         sensors=tuple(_sensors(instance)),
@@ -213,33 +213,37 @@ def collect(instance: dg.DagsterInstance, watched: Watched, now: float | None = 
     )
 
 
-def _assets(
-    instance: dg.DagsterInstance, watched: Watched, newest: Mapping[dg.AssetKey, dg.EventLogRecord | None]
-) -> Iterable[AssetFact]:
-    for key, window in watched.assets.items():
-        entry = newest.get(key)
-        if entry is None:
+def _assets(instance: dg.DagsterInstance, watched: Watched) -> Iterable[tuple[AssetFact, float]]:
+    """Each with when it last succeeded, for whichever period."""
+    for record in instance.get_asset_records([*watched.assets]):
+        key, last = record.asset_entry.asset_key, record.asset_entry.last_materialization_record
+        if last is None:
             continue
-        found = {"": entry} if window is None else _by_member(instance, key, watched.members.get(key)) or {"": entry}
-        for member, each in found.items():
-            if made := each.asset_materialization:
-                yield AssetFact(key.to_user_string(), member, each.timestamp, window, _numbers(made.metadata))
+        window, members = watched.assets[key], watched.members.get(key)
+        found = _by_member(instance, key, members) if members or window is not None else {}
+        for member, (newest, at) in (found or {"": (last, last.timestamp)}).items():
+            if made := newest.asset_materialization:
+                yield AssetFact(key.to_user_string(), member, newest.timestamp, window, _numbers(made.metadata)), at
 
 
-def _by_member(instance: dg.DagsterInstance, key: dg.AssetKey, members: frozenset[str] | None) -> Mapping[str, dg.EventLogRecord]:
-    """The last success of the newest period, of each device or runner that is still known. Keys are `2026-11-16` or `docker|2026-11-16`."""
-    latest: dict[str, tuple[str, int]] = {}
-    for partition, storage_id in instance.get_latest_storage_id_by_partition(
-        key, dg.DagsterEventType.ASSET_MATERIALIZATION
-    ).items():
-        member, _, period = partition.rpartition("|")
+def _by_member(
+    instance: dg.DagsterInstance, key: dg.AssetKey, members: frozenset[str] | None
+) -> Mapping[str, tuple[dg.EventLogRecord, float]]:
+    """Of each device or runner that is still known: the last success of its newest period, and when any succeeded last."""
+    newest: dict[str, tuple[str, int]] = {}
+    last: dict[str, int] = {}
+    of_partition = instance.get_latest_storage_id_by_partition(key, dg.DagsterEventType.ASSET_MATERIALIZATION)
+    for partition, storage_id in of_partition.items():
+        member, _, period = partition.rpartition("|")  # 2026-11-16, or docker|2026-11-16
         if members is None or member in members:
-            latest[member] = max(latest.get(member, ("", 0)), (period, storage_id))
-    ids = {storage_id: member for member, (_, storage_id) in latest.items()}
+            newest[member] = max(newest.get(member, ("", 0)), (period, storage_id))
+            last[member] = max(last.get(member, 0), storage_id)
+    ids = {*last.values(), *(storage_id for _, storage_id in newest.values())}
     if not ids:
         return {}
-    filter_ = dg.AssetRecordsFilter(key, storage_ids=[*ids])
-    return {ids[r.storage_id]: r for r in instance.fetch_materializations(filter_, limit=len(ids)).records}
+    of_key = dg.AssetRecordsFilter(key, storage_ids=[*ids])
+    records = {r.storage_id: r for r in instance.fetch_materializations(of_key, limit=len(ids)).records}
+    return {member: (records[storage_id], records[last[member]].timestamp) for member, (_, storage_id) in newest.items()}
 
 
 def _checks(instance: dg.DagsterInstance, watched: Watched) -> Iterable[CheckFact]:
@@ -299,10 +303,11 @@ def _jobs(instance: dg.DagsterInstance, watched: Watched, succeeded: Mapping[str
         if name in seen or _member(run) not in known:
             continue
         seen.add(name)
-        chosen = _chosen(run)
         # What was started by hand and failed is over when all of it has succeeded since, by whichever run.
-        made_good = bool(chosen) and all(succeeded.get(one, 0.0) > at for one in chosen)
-        yield JobFact(name, run.is_success or made_good, at, run.run_id, run.tags.get("dagster/partition", ""))
+        made_good = [max(succeeded.get(one, 0.0), succeeded.get(_labelled(one, _member(run)), 0.0)) > at for one in _chosen(run)]
+        yield JobFact(
+            name, run.is_success or (bool(made_good) and all(made_good)), at, run.run_id, run.tags.get("dagster/partition", "")
+        )
 
 
 def _sensors(instance: dg.DagsterInstance) -> Iterable[SensorFact]:
