@@ -49,6 +49,8 @@ STRETCH = ', assetSelection: [{path: ["registry_retention"]}, {path: ["image_pac
 """Garbage collection, which takes another right than any job of team QA's."""
 QUARTER = '{key: "dagster/partition", value: "2026-10-01"}'
 
+SLOT = '{key: "dagster/partition", value: "jetson-a|2026-11-01"}, {key: "dagster/partition/device", value: "jetson-a"}'
+
 # Every mutation, well-formed, on something that team QA may not touch. `{run}` is a run of Platform Engineering's.
 MUTATION_ATTACKS = {
     "launchPipelineExecution": f"launchPipelineExecution(executionParams: {{selector: {job('runner_images')}}}) {{ {ERRORS} }}",
@@ -142,6 +144,21 @@ LAUNCH_ATTACKS = {
     "a job stretched when it is run again": f"launchRunReexecution(executionParams: {{selector: {job('fixtures', STRETCH)}, "
     f'executionMetadata: {{parentRunId: "{{own_run}}", rootRunId: "{{own_run}}"}}}}) {{ {ERRORS} }}',
     "a run again that was stretched": f"launchRunReexecution({again('stretched_run')}) {{ {ERRORS} }}",
+    "a job by two names": launch("__ASSET_JOB", "", ', pipelineName: "fixtures"' + STRETCH),
+    "a job by two names, whose other one it is": launch("registry_gc", "", ', pipelineName: "fixtures"' + STRETCH),
+    "a check by two names": launch(
+        "__ASSET_JOB",
+        "",
+        ', pipelineName: "fixtures", assetSelection: [], '
+        'assetCheckSelection: [{assetKey: {path: ["staging_dumps"]}, name: "restorable"}]',
+    ),
+    "a Jetson's only slot": launch("fixtures", f", executionMetadata: {{tags: [{SLOT}]}}"),
+    "a Jetson's only slot, by a second tag": launch("fixtures", f", executionMetadata: {{tags: [{SLOT}, {QUARTER}]}}"),
+    "another team's retry": launch("fixtures", ', executionMetadata: {parentRunId: "{own_run}", rootRunId: "{run}"}'),
+    "another team's retry, of another job": launch("fixtures", ', executionMetadata: {parentRunId: "{run}", rootRunId: "{run}"}'),
+    "a configuration that grows when it is read": launch(
+        "dr_drill", ', runConfigData: "a: &a [x, x, x]\\nb: &b [*a, *a, *a]\\nops: [*b, *b]"'
+    ),
     "a tag that hides a failure for good, when it is run again": "launchRunReexecution(reexecutionParams: "
     '{parentRunId: "{own_run}", strategy: ALL_STEPS, extraTags: [{key: "dagster/auto_retry_run_id", value: "x"}]}) '
     f"{{ {ERRORS} }}",

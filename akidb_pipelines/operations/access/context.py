@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from dagster import AssetCheckKey
+from dagster import AssetCheckKey, AssetKey, MultiPartitionsDefinition
 from dagster._core.remote_representation.code_location import is_implicit_asset_job_name
 from dagster._core.workspace.context import WorkspaceProcessContext, WorkspaceRequestContext
 from dagster._core.workspace.permissions import EDITOR_PERMISSIONS, LOCATION_SCOPED_PERMISSIONS, PermissionResult, Permissions
@@ -21,8 +21,8 @@ from akidb_pipelines.cedar.authorize import Decision
 from akidb_pipelines.operations.access.identity import Principal
 from akidb_pipelines.operations.access.journal import Entry, Journal
 from akidb_pipelines.operations.access.judge import Judge
-from akidb_pipelines.operations.access.reach import Key, Reach, Selection, claimed
-from akidb_pipelines.operations.access.rights import ADMINISTER, LAUNCH, ON_DEPLOYMENT, SANDBOX_CHECKS, Right, starting
+from akidb_pipelines.operations.access.reach import Execution, Key, Selection, claim
+from akidb_pipelines.operations.access.rights import ADMINISTER, LAUNCH, OCI_DRILL, ON_DEPLOYMENT, SANDBOX_CHECKS, Right, starting
 
 USER_TAG = "user"
 """Of a run: who asked for it."""
@@ -119,25 +119,36 @@ class CedarRequestContext(WorkspaceRequestContext):
 
     # --- what Dagster does not ask
 
-    def forbidden(self, reach: Reach) -> str:
-        """What of a mutation's reach the principal may not have; empty if they may have it all."""
-        own = {(key, str(value)) for job in reach.jobs for key, value in self._tags_of(job)}
-        if (tags := claimed(reach.tags, own)) and not self.may(ADMINISTER):
+    def forbidden(self, execution: Execution) -> str:
+        """What of it the principal may not have; empty if they may have it all. Tags that the UI only echoes are taken out."""
+        if execution.is_muddled and not self.may(ADMINISTER):
+            return "start what names two jobs, or belongs to a run of another one"
+        own = {(key, str(value)) for key, value in self._tags_of(execution.job)}
+        if (tags := claim(execution, own, self._dimensions(execution))) and not self.may(ADMINISTER):
             return f"set {', '.join(tags)}, which only Dagster's daemon and who administers do"
-        return next(
-            (f"start {key.to_user_string()}" for s in reach.selections for key in self._beyond(s) if not self._may_start(key)), ""
-        )
+        beyond = (key for selection in execution.selections for key in self._beyond(selection))
+        if (key := next((k for k in beyond if not self._may_start(k)), None)) is not None:
+            return f"start {key.to_user_string()}"
+        return str(OCI_DRILL) if execution.leaves_the_lab and not self.may(OCI_DRILL) else ""
 
     def _beyond(self, selection: Selection) -> list[Key]:
         """What is selected and no part of the job: whoever may start the job may not start that for it."""
-        if is_implicit_asset_job_name(selection.job):
-            return []  # Dagster asks about each
-        assets = {node.key for node in self.asset_graph.asset_nodes if selection.job in node.job_names}
+        own = set() if is_implicit_asset_job_name(selection.job) else self._keys_of(selection.job)
+        return sorted(selection.keys - own, key=lambda key: key.to_user_string())
+
+    def _keys_of(self, job: str) -> set[Key]:
         checks = self.asset_graph.remote_asset_check_nodes_by_key.items()
-        return sorted(
-            selection.keys - assets - {key for key, node in checks if selection.job in node.asset_check.job_names},
-            key=lambda key: key.to_user_string(),
-        )
+        return {
+            *(node.key for node in self.asset_graph.asset_nodes if job in node.job_names),
+            *(key for key, node in checks if job in node.asset_check.job_names),
+        }
+
+    def _dimensions(self, execution: Execution) -> set[str]:
+        """Of the partitions of its job's assets, or of those that it names itself."""
+        keys = execution.keys if is_implicit_asset_job_name(execution.job) else self._keys_of(execution.job)
+        known = (self.asset_graph.get(key) for key in keys if isinstance(key, AssetKey) and self.asset_graph.has(key))
+        found = (node.partitions_def for node in known)
+        return {name for p in found if isinstance(p, MultiPartitionsDefinition) for name in p.partition_dimension_names}
 
     def _may_start(self, key: Key) -> bool:
         rights = {right for owner in self.get_owners_for_selector(key) if (right := starting([owner]))}

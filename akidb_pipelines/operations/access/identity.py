@@ -6,6 +6,7 @@ oauth2-proxy, or whatever stands in front, brings the token.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ _KEYS_LAST_S = 600
 _ASK_AGAIN_S = 30
 """Tokens with unknown keys make the front ask for new ones at most so often, whoever sends them."""
 _TIMEOUT_S = 5
+_NEW_KEY_S = 1
+_LONGEST = 1 << 20
 
 
 class RefusedTokenError(PipelineError):
@@ -67,16 +70,16 @@ class PublishedKeys:
         Raises:
             RefusedTokenError: the issuer has published none.
         """
-        # One asks; the others do not wait for an issuer that hangs, unless no key is known at all.
-        if self._is_due(key_id) and self._asking.acquire(blocking=not self._keys):
+        # One asks; the others do not wait for an issuer that hangs, unless no key is known at all. A new key is worth a second.
+        if self._is_due(key_id) and self._asking.acquire(timeout=_NEW_KEY_S if self._keys else -1):
             try:
                 if self._is_due(key_id):
                     self._ask()
             finally:
                 self._asking.release()
-        if key_id not in self._keys:
+        if (key := self._keys.get(key_id)) is None:
             raise RefusedTokenError(f"the issuer has published no key {key_id[:60]!r}")
-        return self._keys[key_id]
+        return key
 
     def _is_due(self, key_id: str) -> bool:
         age = None if self._asked is None else self._clock() - self._asked
@@ -84,14 +87,25 @@ class PublishedKeys:
 
     def _ask(self) -> None:
         try:
-            answer = httpx.get(self._url, timeout=_TIMEOUT_S).raise_for_status()
-            keys = jwt.PyJWKSet.from_dict(answer.json()).keys
-            self._keys = {key.key_id: key for key in keys if key.key_id}
+            keys = jwt.PyJWKSet.from_dict(json.loads(_read(self._url))).keys
+            self._keys = {key.key_id: key for key in keys if key.key_id} or self._keys
         except (httpx.HTTPError, jwt.PyJWTError, ValueError, TypeError, AttributeError) as error:
             if not self._keys:
                 raise RefusedTokenError(f"the issuer's keys at {self._url} cannot be had: {error}") from error
         finally:
             self._asked = self._clock()
+
+
+def _read(url: str) -> bytes:
+    """All of it, however slowly it drips, within twice the time limit."""
+    until, body = time.monotonic() + 2 * _TIMEOUT_S, bytearray()
+    with httpx.stream("GET", url, timeout=_TIMEOUT_S) as answer:
+        answer.raise_for_status()
+        for piece in answer.iter_bytes():
+            body += piece
+            if time.monotonic() > until or len(body) > _LONGEST:
+                raise ValueError("it answers too slowly, or too much")
+    return bytes(body)
 
 
 class Doorkeeper:

@@ -1,4 +1,4 @@
-"""What a mutation reaches for: assets and checks, drill targets, tags, the runs that it repeats. Nothing here decides.
+"""What a mutation reaches for: jobs, assets and checks, drill targets, tags, the runs that it repeats. Nothing here decides.
 
 Dagster lets a named job run any asset of the repository, and asks only for the job's owners: so what a job is stretched to is read here.
 """
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from dagster import AssetCheckKey, AssetKey, DagsterInstance
+from dagster import AssetCheckKey, AssetKey, DagsterInstance, DagsterRun
 from dagster._core.execution.backfill import PartitionBackfill
 from dagster._core.remote_representation.external_data import job_name_for_partition_set_snap_name
 
 Key = AssetKey | AssetCheckKey
+_CONFIGURATION_LENGTH = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -28,41 +29,76 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Reach:
-    """All of it."""
+class Execution:
+    """One thing that a mutation starts."""
 
-    selections: tuple[Selection, ...]
-    leaves_the_lab: bool
-    """Whether it may start a drill elsewhere than on the lab."""
-    tags: frozenset[tuple[str, str]]
     jobs: frozenset[str]
-    """That are named."""
+    """That it names: one, or it is not to be trusted, for Dagster may read another name than who judges it."""
+    keys: frozenset[Key]
+    tag_lists: tuple[list[Any], ...]
+    """Lists of `{key, value}`, as Dagster will read them."""
+    configurations: tuple[object, ...]
+    repeats: tuple[DagsterRun | PartitionBackfill, ...]
+    root_run_id: str
+    """That it claims; empty for none."""
+
+    @property
+    def job(self) -> str:
+        """That it names, or whose run it repeats; empty where there is none."""
+        return next(iter(self.jobs), "") or next((past.job_name for past in self.repeats if isinstance(past, DagsterRun)), "")
+
+    @property
+    def tags(self) -> list[tuple[str, str]]:
+        """All that are sent."""
+        return [(str(tag["key"]), str(tag["value"])) for tags in self.tag_lists for tag in tags]
+
+    @property
+    def selections(self) -> Iterator[Selection]:
+        """Of itself and of what it repeats."""
+        yield Selection(self.job, self.keys)
+        for past in self.repeats:
+            if isinstance(past, DagsterRun):
+                yield Selection(past.job_name, frozenset({*(past.asset_selection or ()), *(past.asset_check_selection or ())}))
+            else:
+                yield Selection(_job_of(past), frozenset(past.asset_selection or ()))
+
+    @property
+    def leaves_the_lab(self) -> bool:
+        """Whether it may start a drill elsewhere than on the lab."""
+        return any(leaves_the_lab(c) for c in (*self.configurations, *(past.run_config for past in self.repeats)) if c)
+
+    @property
+    def is_muddled(self) -> bool:
+        """Whether it names two jobs, repeats what is of another one, or claims to belong to another run than the one it repeats."""
+        runs = [past for past in self.repeats if isinstance(past, DagsterRun)]
+        roots = {root for run in runs for root in (run.root_run_id or run.run_id, run.run_id)}
+        return (
+            len(self.jobs) > 1
+            or any(self.job not in {"", run.job_name} for run in runs)
+            or bool(self.root_run_id and self.root_run_id not in roots)
+        )
 
 
-def reach_of(arguments: object, instance: DagsterInstance) -> Reach:
-    """Of a mutation with these arguments, and of the runs and backfills that it repeats.
+def executions_of(arguments: Mapping[str, Any], instance: DagsterInstance) -> list[Execution]:
+    """Of a mutation with these arguments.
 
     Args:
         arguments: as GraphQL has read them.
-        instance: has those runs and backfills.
+        instance: has the runs and backfills that are repeated.
     """
-    selections, configurations = [*_selections(arguments)], [*_values(arguments, "runConfigData")]
-    for parent in (str(value) for key in ("parentRunId", "backfillId") for value in _values(arguments, key) if value):
-        run = instance.get_run_by_id(parent)
-        backfill = None if run else instance.get_backfill(parent)
-        if run:
-            configurations.append(run.run_config)
-            selections.append(
-                Selection(run.job_name, frozenset({*(run.asset_selection or ()), *(run.asset_check_selection or ())}))
-            )
-        elif backfill:
-            configurations.append(backfill.run_config)
-            selections.append(Selection(_job_of(backfill), frozenset(backfill.asset_selection or ())))
-    return Reach(
-        tuple(s for s in selections if s.keys),
-        any(leaves_the_lab(c) for c in configurations if c),
-        frozenset(_tags(arguments)),
-        frozenset(str(value) for key in ("jobName", "pipelineName") for value in _values(arguments, key) if value),
+    each = ((name, one) for name, value in arguments.items() for one in (value if isinstance(value, list | tuple) else [value]))
+    return [_execution(one if isinstance(one, Mapping) else {name: one}, instance) for name, one in each]
+
+
+def _execution(tree: Mapping[str, Any], instance: DagsterInstance) -> Execution:
+    past = (str(value) for key in ("parentRunId", "backfillId") for value in _values(tree, key) if value)
+    return Execution(
+        frozenset(str(value) for key in ("jobName", "pipelineName") for value in _values(tree, key) if value),
+        frozenset(_keys(tree)),
+        tuple(_tag_lists(tree)),
+        tuple(_values(tree, "runConfigData")),
+        tuple(found for id_ in past if (found := instance.get_run_by_id(id_) or instance.get_backfill(id_))),
+        next((str(value) for value in _values(tree, "rootRunId") if value), ""),
     )
 
 
@@ -70,12 +106,14 @@ def leaves_the_lab(run_config: object) -> bool:
     """Whether a run configuration names another drill target than the lab.
 
     The target of a drill is the one thing in a run's configuration that decides who may start it. Whatever is not plainly `lab`
-    counts: an environment variable, a list, text that cannot be read.
+    counts: an environment variable, a list, text that cannot be read, is long or has aliases (a few lines of which are gigabytes).
     """
     if isinstance(run_config, str | bytes):
         try:
+            if len(run_config) > _CONFIGURATION_LENGTH or any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(run_config)):
+                return True
             run_config = yaml.safe_load(run_config)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             return True
         if isinstance(run_config, str):
             return True
@@ -88,8 +126,6 @@ _PEOPLES = frozenset(
         "dagster/partition_set",
         "dagster/asset_partition_range_start",
         "dagster/asset_partition_range_end",
-        "dagster/parent_run_id",
-        "dagster/root_run_id",
         "dagster/is_resume_retry",
         "dagster/step_selection",
         "dagster/op_selection",
@@ -103,21 +139,42 @@ _SYSTEMS = ("dagster/", ".dagster/", "dagster-", "docker/", "celery")
 _DIMENSION = "dagster/partition/"
 
 
-def claimed(tags: Collection[tuple[str, str]], own: Collection[tuple[str, str]]) -> list[str]:
+def claim(execution: Execution, own: Collection[tuple[str, str]], dimensions: Collection[str]) -> list[str]:
     """Names of the tags that people have no business with: they say who started a run, whether its failure matters, where and when it runs.
 
+    The UI sends back all tags of a run that is run again. Those of the daemon's are about that run alone and are taken out of the lists.
+
     Args:
-        tags: that are sent.
-        own: those of the jobs' definitions, which the UI sends back.
+        execution: what is sent.
+        own: tags of its job's definition, which the UI sends back, too.
+        dimensions: of the partitions of what is started.
     """
-    parts = {part for key, value in tags if key == "dagster/partition" for part in value.split("|")}
+    past = {
+        tag
+        for run in execution.repeats
+        if isinstance(run, DagsterRun) and run.job_name == execution.job
+        for tag in run.tags.items()
+    }
+    for tags in execution.tag_lists:
+        tags[:] = [
+            t for t in tags if (tag := (str(t["key"]), str(t["value"]))) not in past or tag in own or not _is_systems(tag[0])
+        ]
+    sent = execution.tags
+    names = [key for key, _ in sent]
+    parts = {part for key, value in sent if key == "dagster/partition" for part in value.split("|")}
 
     def is_claimed(key: str, value: str) -> bool:
+        if names.count(key) > 1:
+            return key.startswith(_SYSTEMS)  # which of them counts, Dagster decides
         if key.startswith(_DIMENSION):
-            return value not in parts
-        return key.startswith(_SYSTEMS) and key not in _PEOPLES
+            return (key, value) not in past and (key.removeprefix(_DIMENSION) not in dimensions or value not in parts)
+        return _is_systems(key)
 
-    return sorted({key for key, value in tags if (key, value) not in own and is_claimed(key, value)})
+    return sorted({key for key, value in sent if (key, value) not in own and is_claimed(key, value)})
+
+
+def _is_systems(key: str) -> bool:
+    return key.startswith(_SYSTEMS) and not key.startswith(_DIMENSION) and key not in _PEOPLES
 
 
 _NAMES = (
@@ -157,29 +214,28 @@ def described(arguments: object) -> str:
     return json.dumps(told)
 
 
-def _selections(tree: object) -> Iterator[Selection]:
+def _keys(tree: object) -> Iterator[Key]:
     for node in _nodes(tree):
-        keys = {_asset(each) for each in node.get("assetSelection") or ()}
-        keys |= {_asset(each.get("assetKey")) for each in node.get("partitionsByAssets") or ()}
-        checks = {
-            AssetCheckKey(_asset(each.get("assetKey")), str(each.get("name"))) for each in node.get("assetCheckSelection") or ()
-        }
-        yield Selection(str(node.get("jobName") or node.get("pipelineName") or ""), frozenset({*keys, *checks}))
+        yield from (_asset(each) for each in node.get("assetSelection") or ())
+        yield from (_asset((each or {}).get("assetKey")) for each in node.get("partitionsByAssets") or ())
+        for each in node.get("assetCheckSelection") or ():
+            yield AssetCheckKey(_asset((each or {}).get("assetKey")), str((each or {}).get("name")))
 
 
 def _asset(told: Any) -> AssetKey:
-    return AssetKey([str(part) for part in told["path"]])
+    """What is none is a key that nobody has."""
+    return AssetKey([str(part) for part in (told or {}).get("path") or ["?"]])
 
 
 def _job_of(backfill: PartitionBackfill) -> str:
     return job_name_for_partition_set_snap_name(backfill.partition_set_name) if backfill.partition_set_name else ""
 
 
-def _tags(tree: object) -> Iterator[tuple[str, str]]:
+def _tag_lists(tree: object) -> Iterator[list[Any]]:
     """Whatever the list is called that they are in."""
-    for node in _nodes(tree):
-        if {*node} == {"key", "value"}:
-            yield str(node["key"]), str(node["value"])
+    for _, value in _pairs(tree):
+        if isinstance(value, list) and value and all(isinstance(t, Mapping) and {*t} == {"key", "value"} for t in value):
+            yield value
 
 
 def _values(tree: object, key: str) -> Iterator[Any]:
