@@ -47,6 +47,8 @@ class Watched:
     jobs: tuple[str, ...]
     members: Mapping[dg.AssetKey, frozenset[str]]
     """Devices or runners that an asset is partitioned by."""
+    parts: Mapping[str, frozenset[dg.AssetKey]]
+    """Assets of a job: a run of some of them says nothing about the rest."""
 
 
 def _labelled(name: str, member: str) -> str:
@@ -164,6 +166,7 @@ def watched_of(repository: dg.RepositoryDefinition) -> Watched:
         {key: graph.get(key).blocking for key in graph.asset_check_keys},
         tuple(repository.job_names),
         {key: members for key, node in nodes.items() if (members := _members(node.partitions_def))},
+        {job.name: frozenset(job.asset_layer.executable_asset_keys) for job in repository.get_all_jobs()},
     )
 
 
@@ -299,12 +302,14 @@ def _jobs(instance: dg.DagsterInstance, watched: Watched, succeeded: Mapping[str
         at = record.end_time or record.update_timestamp.timestamp()
         if AUTO_RETRY_RUN_ID_TAG in run.tags or (run.tags.get(WILL_RETRY_TAG) == "true" and now - at < _RETRY_S):
             continue  # the run that tries it again speaks for both
-        name = run_name(run)
+        name = subject_of(run, watched)
         if name in seen or _member(run) not in known:
             continue
         seen.add(name)
         # What was started by hand and failed is over when all of it has succeeded since, by whichever run.
-        made_good = [max(succeeded.get(one, 0.0), succeeded.get(_labelled(one, _member(run)), 0.0)) > at for one in _chosen(run)]
+        made_good = [
+            max(succeeded.get(one, 0.0), succeeded.get(_labelled(one, _member(run)), 0.0)) > at for one in _chosen(run, watched)
+        ]
         yield JobFact(
             name, run.is_success or (bool(made_good) and all(made_good)), at, run.run_id, run.tags.get("dagster/partition", "")
         )
@@ -321,25 +326,24 @@ def _sensors(instance: dg.DagsterInstance) -> Iterable[SensorFact]:
         yield SensorFact(state.instigator_name, told.last_tick_timestamp, failing)
 
 
-def run_name(run: dg.DagsterRun) -> str:
-    """The job of a run, and the device or runner that it is about; of a run without a job its assets."""
-    return _labelled("+".join(_chosen(run)) or ("assets" if _is_by_hand(run) else run.job_name), _member(run))
+def subject_of(run: dg.DagsterRun, watched: Watched) -> str:
+    """The job of a run, and the device or runner that it is about; of a run of some assets or checks these."""
+    return _labelled("+".join(_chosen(run, watched)) or run.job_name, _member(run))
 
 
-def _is_by_hand(run: dg.DagsterRun) -> bool:
-    return run.job_name.startswith("__ASSET_JOB")
-
-
-def _chosen(run: dg.DagsterRun) -> list[str]:
-    """Assets, or else checks, that a run without a job is of."""
-    if not _is_by_hand(run):
+def _chosen(run: dg.DagsterRun, watched: Watched) -> list[str]:
+    """Assets or checks that a run is narrowed to; none for a whole job, and for one that goes on with another run."""
+    assets, checks = run.asset_selection or set(), run.asset_check_selection or set()
+    by_hand = run.job_name.startswith("__ASSET_JOB")
+    if not by_hand and (run.parent_run_id or (assets and assets >= watched.parts.get(run.job_name, frozenset()))):
         return []
-    assets = sorted(key.to_user_string() for key in run.asset_selection or ())
-    return assets or sorted(f"{key.asset_key.to_user_string()}/{key.name}" for key in run.asset_check_selection or ())
+    chosen = sorted(key.to_user_string() for key in assets) or sorted(f"{k.asset_key.to_user_string()}/{k.name}" for k in checks)
+    return chosen or (["assets"] if by_hand else [])
 
 
 def _member(run: dg.DagsterRun) -> str:
-    return next((run.tags[tag] for d in _DIMENSIONS if (tag := f"dagster/partition/{d}") in run.tags), "")
+    """Of `docker|2026-11-16` the runner; empty where there is none."""
+    return run.tags.get("dagster/partition", "").rpartition("|")[0]
 
 
 def _numbers(metadata: Mapping[str, dg.MetadataValue]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 
-from akidb_pipelines.operations.facts import Watched, run_name
+from akidb_pipelines.operations.facts import Watched, subject_of
 from akidb_pipelines.progress import Progress, Report
 
 _PAGE = 1000
@@ -57,7 +57,7 @@ def prune(
     reasons: Counter[str] = Counter()
     deleted: list[tuple[str, str]] = []
     for run in _pages(lambda cursor: instance.get_runs(cursor=cursor, limit=_PAGE)):
-        name = run_name(run)
+        name = subject_of(run, watched)
         jobs[name] += 1
         if not run.is_finished:
             reasons["in flight"] += 1

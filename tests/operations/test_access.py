@@ -156,16 +156,19 @@ def test_what_the_ui_sends_along_is_no_attack(front, issuer):
     assert _launch(front, issuer.token("application-engineering"), "runner_images", tags=tags)["__typename"] == "LaunchRunSuccess"
 
 
+def test_a_run_of_a_runner_always_waits_for_its_turn(front, issuer, instance):
+    tags = '{key: "dagster/partition", value: "docker|2026-11-16"}'
+    started = _launch(front, issuer.token("application-engineering"), "runner_images", tags=tags)
+    assert instance.get_run_by_id(started["run"]["runId"]).tags["dagster/partition/runner"] == "docker"
+
+
 def test_running_selected_steps_again_sends_all_tags_of_the_run_back(front, issuer, instance):
     """As the UI does it; what the daemon wrote about the first run does not get onto the second."""
     token = issuer.token("qa")
     first = _launch(front, token, "fixtures", tags='{key: "dagster/partition", value: "2026-11-16"}')["run"]["runId"]
     instance.add_run_tags(first, {"dagster/schedule_name": "weekly_fixtures", "dagster/retry_number": "1"})
-    echoed = {
-        **instance.get_run_by_id(first).tags,
-        "dagster/is_resume_retry": "true",
-        "dagster/step_selection": "fixture_databases",
-    }
+    new = {"dagster/parent_run_id": first, "dagster/root_run_id": first, "dagster/step_selection": "x", "dagster/from_ui": "true"}
+    echoed = {**instance.get_run_by_id(first).tags, **new}
     tags = ", ".join(f"{{key: {json.dumps(k)}, value: {json.dumps(v)}}}" for k, v in echoed.items() if not k.startswith("."))
     metadata = f'executionMetadata: {{parentRunId: "{first}", rootRunId: "{first}", tags: [{tags}]}}'
     sent = f'executionParams: {{selector: {_selector("fixtures")}, stepKeys: ["fixture_databases"], {metadata}}}'

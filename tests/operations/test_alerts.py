@@ -243,6 +243,27 @@ def test_what_failed_when_started_by_hand_is_over_when_its_assets_succeed():
         assert rules_on(collect(instance, watched)) == set()
 
 
+def test_a_part_of_a_job_that_succeeds_does_not_end_its_alert():
+    both = dg.Definitions(assets=[breaks, judged], jobs=[dg.define_asset_job("both", selection=["breaks", "judged"])])
+    watched, job = watched_of(both.get_repository_def()), both.resolve_job_def("both")
+
+    def go(*names, fail=False):
+        job.execute_in_process(
+            instance=instance,
+            run_config={"ops": {name: {"config": {"fail": fail and name == "breaks"}} for name in names}},
+            asset_selection=[dg.AssetKey(name) for name in names],
+            raise_on_error=False,
+        )
+
+    with dg.instance_for_test() as instance:
+        go("breaks", "judged", fail=True)
+        assert rules_on(collect(instance, watched)) == {"pipeline.run.failed"}
+        go("judged")
+        assert rules_on(collect(instance, watched)) == {"pipeline.run.failed"}
+        go("breaks", "judged")
+        assert rules_on(collect(instance, watched)) == set()
+
+
 def test_a_sensor_that_fails_at_every_tick_is_told():
     sensor = SensorFact("drill_overdue", NOW, True)
     (alert,) = firing(facts(sensors=(sensor, replace(sensor, name="alerts", failing=False))), load_table())

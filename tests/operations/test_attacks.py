@@ -49,6 +49,7 @@ STRETCH = ', assetSelection: [{path: ["registry_retention"]}, {path: ["image_pac
 """Garbage collection, which takes another right than any job of team QA's."""
 QUARTER = '{key: "dagster/partition", value: "2026-10-01"}'
 
+DOCKER = '{key: "dagster/partition", value: "docker|2026-11-16"}'
 SLOT = '{key: "dagster/partition", value: "jetson-a|2026-11-01"}, {key: "dagster/partition/device", value: "jetson-a"}'
 
 # Every mutation, well-formed, on something that team QA may not touch. `{run}` is a run of Platform Engineering's.
@@ -152,6 +153,15 @@ LAUNCH_ATTACKS = {
         ', pipelineName: "fixtures", assetSelection: [], '
         'assetCheckSelection: [{assetKey: {path: ["staging_dumps"]}, name: "restorable"}]',
     ),
+    "a runner's build in another slot": launch(
+        "runner_images", f', executionMetadata: {{tags: [{DOCKER}, {{key: "dagster/partition/runner", value: "2026-11-16"}}]}}'
+    ),
+    "a range of partitions that nobody waits for": launch(
+        "fixtures", ', executionMetadata: {tags: [{key: "dagster/asset_partition_range_start", value: "2026-11-16"}]}'
+    ),
+    "a backfill whose runs have another partition": "launchPartitionBackfill(backfillParams: {assetSelection: [{path: "
+    '["fixture_databases"]}], partitionNames: ["2026-11-16"], tags: [{key: "dagster/partition", value: "2026-11-09"}]}) '
+    f"{{ {ERRORS} }}",
     "a Jetson's only slot": launch("fixtures", f", executionMetadata: {{tags: [{SLOT}]}}"),
     "a Jetson's only slot, by a second tag": launch("fixtures", f", executionMetadata: {{tags: [{SLOT}, {QUARTER}]}}"),
     "another team's retry": launch("fixtures", ', executionMetadata: {parentRunId: "{own_run}", rootRunId: "{run}"}'),

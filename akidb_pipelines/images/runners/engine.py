@@ -212,7 +212,9 @@ class Engine:
         gone = []
         with self._telling(f"sweeping containers of {runner}"):
             for label in (BUILDING_LABEL, PROBING_LABEL):
-                for container in self._client.containers.list(all=True, filters={"label": f"{label}={runner}"}):
+                for container in self._client.containers.list(
+                    all=True, ignore_removed=True, filters={"label": f"{label}={runner}"}
+                ):
                     gone.append(str(container.short_id))
                     with suppress(docker.errors.NotFound):  # Packer was faster
                         container.remove(force=True)

@@ -354,7 +354,7 @@ class SwarmLab:
 
         mine = {"label": f"{LAB_LABEL}={made.id}"}
         with telling("removing it"):
-            for container in client.containers.list(all=True, filters=mine):
+            for container in client.containers.list(all=True, ignore_removed=True, filters=mine):
                 with suppress(docker.errors.NotFound):
                     container.remove(force=True, v=True)
             for volume in client.volumes.list(filters=mine):

@@ -138,7 +138,7 @@ class LabTarget:
                 for t in service.tasks({"desired-state": "running"})
             }
         with self.lab.node(node) as own, own.client(_ASK_S) as client:
-            return [c.name for c in client.containers.list() if c.id not in wanted]
+            return [c.name for c in client.containers.list(ignore_removed=True) if c.id not in wanted]
 
     def database(self, node: str) -> Database:
         """See Target."""

@@ -124,7 +124,7 @@ class CedarRequestContext(WorkspaceRequestContext):
         if execution.is_muddled and not self.may(ADMINISTER):
             return "start what names two jobs, or belongs to a run of another one"
         own = {(key, str(value)) for key, value in self._tags_of(execution.job)}
-        if (tags := claim(execution, own, self._dimensions(execution))) and not self.may(ADMINISTER):
+        if (tags := claim(execution, own, self._partitions(execution))) and not self.may(ADMINISTER):
             return f"set {', '.join(tags)}, which only Dagster's daemon and who administers do"
         beyond = (key for selection in execution.selections for key in self._beyond(selection))
         if (key := next((k for k in beyond if not self._may_start(k)), None)) is not None:
@@ -143,12 +143,11 @@ class CedarRequestContext(WorkspaceRequestContext):
             *(key for key, node in checks if job in node.asset_check.job_names),
         }
 
-    def _dimensions(self, execution: Execution) -> set[str]:
-        """Of the partitions of its job's assets, or of those that it names itself."""
+    def _partitions(self, execution: Execution) -> MultiPartitionsDefinition | None:
+        """Of its job's assets, or of those that it names itself, if they have devices or runners."""
         keys = execution.keys if is_implicit_asset_job_name(execution.job) else self._keys_of(execution.job)
         known = (self.asset_graph.get(key) for key in keys if isinstance(key, AssetKey) and self.asset_graph.has(key))
-        found = (node.partitions_def for node in known)
-        return {name for p in found if isinstance(p, MultiPartitionsDefinition) for name in p.partition_dimension_names}
+        return next((p for node in known if isinstance(p := node.partitions_def, MultiPartitionsDefinition)), None)
 
     def _may_start(self, key: Key) -> bool:
         rights = {right for owner in self.get_owners_for_selector(key) if (right := starting([owner]))}

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from dagster import AssetCheckKey, AssetKey, DagsterInstance, DagsterRun
+from dagster import AssetCheckKey, AssetKey, DagsterInstance, DagsterRun, MultiPartitionsDefinition
 from dagster._core.execution.backfill import PartitionBackfill
 from dagster._core.remote_representation.external_data import job_name_for_partition_set_snap_name
 
 Key = AssetKey | AssetCheckKey
+_OF_BACKFILLS = frozenset({"partitionSetName", "partitionNames", "partitionsByAssets", "allPartitions", "fromFailure"})
 _CONFIGURATION_LENGTH = 1 << 15
 
 
@@ -39,8 +40,10 @@ class Execution:
     """Lists of `{key, value}`, as Dagster will read them."""
     configurations: tuple[object, ...]
     repeats: tuple[DagsterRun | PartitionBackfill, ...]
+    parent_run_id: str
     root_run_id: str
-    """That it claims; empty for none."""
+    """That it claims to belong to; empty for none."""
+    is_backfill: bool
 
     @property
     def job(self) -> str:
@@ -50,7 +53,7 @@ class Execution:
     @property
     def tags(self) -> list[tuple[str, str]]:
         """All that are sent."""
-        return [(str(tag["key"]), str(tag["value"])) for tags in self.tag_lists for tag in tags]
+        return [_tag(told) for tags in self.tag_lists for told in tags]
 
     @property
     def selections(self) -> Iterator[Selection]:
@@ -98,7 +101,9 @@ def _execution(tree: Mapping[str, Any], instance: DagsterInstance) -> Execution:
         tuple(_tag_lists(tree)),
         tuple(_values(tree, "runConfigData")),
         tuple(found for id_ in past if (found := instance.get_run_by_id(id_) or instance.get_backfill(id_))),
-        next((str(value) for value in _values(tree, "rootRunId") if value), ""),
+        _first(tree, "parentRunId"),
+        _first(tree, "rootRunId"),
+        any(key in _OF_BACKFILLS for key, _ in _pairs(tree)),
     )
 
 
@@ -124,8 +129,6 @@ _PEOPLES = frozenset(
     {
         "dagster/partition",
         "dagster/partition_set",
-        "dagster/asset_partition_range_start",
-        "dagster/asset_partition_range_end",
         "dagster/is_resume_retry",
         "dagster/step_selection",
         "dagster/op_selection",
@@ -136,19 +139,23 @@ _PEOPLES = frozenset(
 )
 """What the UI itself sends."""
 _SYSTEMS = ("dagster/", ".dagster/", "dagster-", "docker/", "celery")
-_DIMENSION = "dagster/partition/"
+_PARTITION = "dagster/partition"
 
 
-def claim(execution: Execution, own: Collection[tuple[str, str]], dimensions: Collection[str]) -> list[str]:
+def claim(execution: Execution, own: Collection[tuple[str, str]], partitions: MultiPartitionsDefinition | None) -> list[str]:
     """Names of the tags that people have no business with: they say who started a run, whether its failure matters, where and when it runs.
 
-    The UI sends back all tags of a run that is run again. Those of the daemon's are about that run alone and are taken out of the lists.
+    Two things are put right in the lists. The UI sends back all tags of a run that is run again: those of the daemon's are about that run
+    alone and are taken out. And a run of a device or runner gets the tags by which it waits for its turn, which Dagster leaves to the UI.
 
     Args:
         execution: what is sent.
         own: tags of its job's definition, which the UI sends back, too.
-        dimensions: of the partitions of what is started.
+        partitions: of what is started, where it has devices or runners.
     """
+    if execution.is_backfill:  # which writes them itself
+        return sorted({key for key, _ in execution.tags if key.startswith(_SYSTEMS) and key != "dagster/from_ui"})
+    accepted = {*own, ("dagster/parent_run_id", execution.parent_run_id), ("dagster/root_run_id", execution.root_run_id)}
     past = {
         tag
         for run in execution.repeats
@@ -156,25 +163,36 @@ def claim(execution: Execution, own: Collection[tuple[str, str]], dimensions: Co
         for tag in run.tags.items()
     }
     for tags in execution.tag_lists:
-        tags[:] = [
-            t for t in tags if (tag := (str(t["key"]), str(t["value"]))) not in past or tag in own or not _is_systems(tag[0])
-        ]
-    sent = execution.tags
-    names = [key for key, _ in sent]
-    parts = {part for key, value in sent if key == "dagster/partition" for part in value.split("|")}
+        tags[:] = [t for t in tags if (tag := _tag(t)) not in past or tag in accepted or not _is_systems(tag[0])]
+        for partition in [value for key, value in map(_tag, tags) if key == _PARTITION and partitions]:
+            accepted |= (right := _of_dimensions(partition, partitions))
+            tags += [{"key": key, "value": value} for key, value in sorted(right - {*map(_tag, tags)})]
+    names = [key for key, _ in execution.tags]
 
-    def is_claimed(key: str, value: str) -> bool:
-        if names.count(key) > 1:
-            return key.startswith(_SYSTEMS)  # which of them counts, Dagster decides
-        if key.startswith(_DIMENSION):
-            return (key, value) not in past and (key.removeprefix(_DIMENSION) not in dimensions or value not in parts)
-        return _is_systems(key)
+    def is_claimed(key: str) -> bool:
+        # Of two values Dagster decides which one counts.
+        return _is_systems(key) or (names.count(key) > 1 and key.startswith(_SYSTEMS))
 
-    return sorted({key for key, value in sent if (key, value) not in own and is_claimed(key, value)})
+    return sorted(
+        {key for key, value in execution.tags if is_claimed(key) and ((key, value) not in accepted or names.count(key) > 1)}
+    )
+
+
+def _of_dimensions(partition: str, partitions: MultiPartitionsDefinition | None) -> set[tuple[str, str]]:
+    """Of `docker|2026-11-16`: tags `dagster/partition/runner` and `/week`."""
+    dimensions = sorted(partitions.partition_dimension_names) if partitions else []
+    parts = partition.split("|")
+    return (
+        {(f"{_PARTITION}/{d}", part) for d, part in zip(dimensions, parts, strict=True)} if len(parts) == len(dimensions) else set()
+    )
+
+
+def _tag(told: Any) -> tuple[str, str]:
+    return str(told["key"]), str(told["value"])
 
 
 def _is_systems(key: str) -> bool:
-    return key.startswith(_SYSTEMS) and not key.startswith(_DIMENSION) and key not in _PEOPLES
+    return key.startswith(_SYSTEMS) and key not in _PEOPLES
 
 
 _NAMES = (
@@ -240,6 +258,10 @@ def _tag_lists(tree: object) -> Iterator[list[Any]]:
 
 def _values(tree: object, key: str) -> Iterator[Any]:
     yield from (node[key] for node in _nodes(tree) if key in node)
+
+
+def _first(tree: object, key: str) -> str:
+    return next((str(value) for value in _values(tree, key) if value), "")
 
 
 def _pairs(tree: object) -> Iterator[tuple[str, Any]]:
