@@ -20,7 +20,7 @@ from tests.services.postgres import Postgres
 from tests.services.server import ROOT, free_port
 
 SUCCESS, FAILURE, CANCELED = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED
-pytestmark = [pytest.mark.exhaustive, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 
 class CeleryMachine(DagsterMachine):
