@@ -13,7 +13,8 @@ import httpx
 import psutil
 
 from akidb_pipelines.definitions import build_defs
-from akidb_pipelines.operations.facts import watched_of
+from akidb_pipelines.operations.facts import collect, watched_of
+from akidb_pipelines.operations.metrics.families import families
 from akidb_pipelines.operations.pruning import prune
 from akidb_pipelines.settings import Settings
 from bench.history import write_year
@@ -78,6 +79,12 @@ def _year(machine: DagsterMachine) -> None:
         httpx.post(url, json={"query": _RUNS_PAGE}, timeout=60).raise_for_status()
         taken.append((time.perf_counter() - began) * 1000)
     print(f"the UI's page of runs: {median(taken):.0f} ms")
+    taken = []
+    for _ in range(5):
+        began = time.perf_counter()
+        list(families(collect(machine.instance, watched)))
+        taken.append((time.perf_counter() - began) * 1000)
+    print(f"a scrape: {median(taken):.0f} ms")
     began = time.perf_counter()
     done = prune(machine.instance, watched, 1, dry_run=False)
     print(f"instance prune --keep 1: {len(done.deleted)} runs in {time.perf_counter() - began:.1f} s, {done.kept} kept")
