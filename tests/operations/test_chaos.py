@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import subprocess
 import time
@@ -14,7 +15,8 @@ import pytest
 from tests.services.dagster_machine import DagsterMachine, wait
 from tests.services.server import ROOT
 
-ONE_MACHINE = (ROOT / "dagster.yaml").read_text()
+ONE_MACHINE = (ROOT / "dagster.yaml").read_text().replace("start_timeout_seconds: 180", "start_timeout_seconds: 60")
+"""Where a run whose start was lost is told so after a minute instead of three."""
 FAKETIME = str(next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), ""))
 SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
 
@@ -75,14 +77,36 @@ def test_a_worker_that_dies_with_its_code_server_is_noticed_by_the_daemon(machin
 @pytest.mark.slow
 def test_a_killed_daemon_stops_no_run_and_starts_none_twice(machine):
     first = machine.in_second_step()
-    queued = [machine.launch("burst", _named(f"q{n}")) for n in range(3)]
     machine.kill("daemon")
+    queued = [machine.launch("burst", _named(f"q{n}")) for n in range(3)]
     (machine.marks / "go-on").touch()
     wait(lambda: machine.status(first) is SUCCESS)
     machine.start("daemon")
-    for n, run_id in enumerate(queued):
-        wait(lambda run_id=run_id: machine.status(run_id) is SUCCESS)
-        assert machine.marked(f"q{n}") == 1
+    wait(lambda: all(machine.status(r) is SUCCESS for r in queued))
+    assert [machine.marked(f"q{n}") for n in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_being_started_when_everything_died_is_tried_again_and_runs_once(tmp_path):
+    """Its process never was: nobody but the daemon's clock can tell."""
+    assert "start_timeout_seconds: 60" in ONE_MACHINE
+    with DagsterMachine(tmp_path / "machine", ONE_MACHINE) as machine:
+        full = [machine.launched("two_steps") for _ in range(2)]
+        wait(lambda: machine.marked("lasts") == 2)
+        run_id = machine.launch("burst", _named("only"))
+        machine.processes["code"].send_signal(signal.SIGSTOP)  # takes the run, and never starts it
+        (machine.marks / "go-on").touch()
+        wait(lambda: machine.status(run_id) is dg.DagsterRunStatus.STARTING)
+        machine.kill("daemon", "code")
+        machine.start("code")
+        machine.start("daemon")
+        wait(lambda: settled(machine, [*full, run_id]))
+        assert (machine.status(run_id), machine.marked("only")) == (FAILURE, 1)
+
+
+def settled(machine, runs) -> bool:
+    """Every run has succeeded, itself or the one that tried it again."""
+    return all(machine.status(r) is SUCCESS or ((a := machine.retry_of(r)) and machine.status(a.run_id) is SUCCESS) for r in runs)
 
 
 def _named(name):
@@ -103,13 +127,7 @@ def test_a_burst_survives_the_death_of_everything(machine, record_property):
     machine.start("code")
     machine.start("daemon", "webserver")
 
-    def settled():
-        """Every run has succeeded, itself or the one that tried it again."""
-        return all(
-            machine.status(r) is SUCCESS or ((a := machine.retry_of(r)) and machine.status(a.run_id) is SUCCESS) for r in runs
-        )
-
-    wait(settled, 240)
+    wait(lambda: settled(machine, runs), 300)
     marks = {name: machine.marked(name) for name in runs.values()}
     lost = [name for name, count in marks.items() if count == 0]
     # Whoever was killed in flight may have left its mark before, and leaves another when it is tried again; nobody else does.

@@ -20,6 +20,7 @@ from akidb_pipelines.images.runners import probe
 
 if TYPE_CHECKING:
     import docker
+    from docker.models.containers import Container
 
 BUILDING_LABEL, PROBING_LABEL = "akidb.building", "akidb.probing"
 """Of a container in which a runner is built or probed; its value is the runner's name."""
@@ -217,7 +218,7 @@ class Engine:
                 ):
                     gone.append(str(container.short_id))
                     with suppress(docker.errors.NotFound):  # Packer was faster
-                        container.remove(force=True)
+                        _remove(container)
         return tuple(gone)
 
     @contextmanager
@@ -243,6 +244,18 @@ class Engine:
             ) from error
         except (docker.errors.DockerException, requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise OutsideError(f"Docker engine {self._name}: {tried}: {error}", hint=_hint(str(error))) from error
+
+
+def _remove(container: Container) -> None:
+    """Remove a container, or wait until whoever is at it has: until then it holds its image."""
+    import docker
+
+    try:
+        container.remove(force=True)
+    except docker.errors.APIError as error:
+        if error.status_code != 409:
+            raise
+        container.wait(condition="removed")
 
 
 def _hint(found: str) -> str:

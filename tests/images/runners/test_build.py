@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -233,6 +234,21 @@ def test_what_a_build_left_between_commit_and_tag_is_swept_by_the_next(foundry, 
     with pytest.raises(PipelineError):
         foundry.build(playing(runner, tmp_path / "t", "exit 1"), WEEK)
     assert left(runner, settings) == []
+
+
+def test_two_who_sweep_at_once_both_find_nothing_left(runner, settings):
+    import docker
+
+    def sweep() -> list[str]:
+        with closing(Engine(runner.docker_host)) as engine:
+            engine.sweep_containers(runner.name)
+        return left(runner, settings)
+
+    with closing(docker.DockerClient(runner.docker_host)) as client, ThreadPoolExecutor() as pool:
+        for _ in range(5):
+            for _ in range(3):
+                client.containers.run(BASE, ["sleep", "600"], labels={BUILDING_LABEL: "trial"}, network_mode="none", detach=True)
+            assert [swept.result() for swept in [pool.submit(sweep) for _ in range(3)]] == [[], [], []]
 
 
 def test_what_runs_from_a_restored_image_is_left_alone(foundry, runner, settings, tmp_path):
