@@ -260,10 +260,16 @@ def _checks(instance: dg.DagsterInstance, watched: Watched) -> Iterable[CheckFac
             # A run is at it, or was skipped: what was found last still stands.
             for record in storage.get_asset_check_execution_history(key, limit=1, status=ended):
                 yield from _check(watched, key, record, "")
-    for key in (k for k in watched.checks if k.asset_key in watched.members):
-        records = storage.get_asset_check_execution_history(key, limit=_RECENT_RUNS, status=ended)
-        runs = instance.get_run_records(dg.RunsFilter(run_ids=[*{r.run_id for r in records}])) if records else []
-        of = {r.dagster_run.run_id: _member(r.dagster_run) for r in runs}
+    of_members = {
+        key: storage.get_asset_check_execution_history(key, limit=_RECENT_RUNS, status=ended)
+        for key in watched.checks
+        if key.asset_key in watched.members
+    }
+    # One question for the runs of all: a run has many checks.
+    run_ids = [*{record.run_id for records in of_members.values() for record in records}]
+    runs = instance.get_runs(dg.RunsFilter(run_ids=run_ids)) if run_ids else []
+    of = {run.run_id: _member(run) for run in runs}
+    for key, records in of_members.items():
         seen: set[str] = set()
         for record in records:
             member = of.get(record.run_id, "")
