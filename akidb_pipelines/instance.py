@@ -19,13 +19,18 @@ def workspace_file() -> Path:
     return next((w for w in _WORKSPACES if w.is_file()), _WORKSPACES[0])
 
 
+def dagster_home(settings: Settings) -> Path:
+    """DAGSTER_HOME; default `$AKIDB_HOME/dagster`."""
+    return Path(os.environ.get("DAGSTER_HOME") or settings.home / "dagster").expanduser().absolute()
+
+
 def prepare_dagster_home(settings: Settings) -> Path:
-    """Set DAGSTER_HOME (default `$AKIDB_HOME/dagster`) and give it the one-machine configuration unless it has one.
+    """Set DAGSTER_HOME, and give it the one-machine configuration unless it has one.
 
     Raises:
         OutsideError: the folder cannot be written.
     """
-    home = Path(os.environ.get("DAGSTER_HOME") or settings.home / "dagster").expanduser().absolute()
+    home = dagster_home(settings)
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not (home / "dagster.yaml").exists():

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -59,12 +60,33 @@ app.command("ui")(ui)
 def main() -> None:
     """Entry point: errors that a user can act on become a message and an exit code; anything else is a bug and keeps its trace."""
     try:
+        if "--help" not in sys.argv:
+            _take_secrets()
         app()
     except PipelineError as error:
-        err.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True, highlight=False)
-        if error.hint:
-            err.print(f"  what to do: {escape(error.hint)}", soft_wrap=True, highlight=False)
+        _tell("[bold red]error:[/]", error)
         sys.exit(error.exit_code)
+
+
+def _take_secrets() -> None:
+    """From Vault, where the instance has its secrets there. A command goes on without: it may be the one that gets things going again."""
+    from akidb_pipelines.instance import dagster_home
+
+    configuration = dagster_home(Settings.load()) / "dagster.yaml"
+    if not configuration.is_file() or not re.search(r"(?m)^secrets:", configuration.read_text(encoding="utf-8")):
+        return
+    from akidb_pipelines.operations.secrets import take_secrets
+
+    try:
+        take_secrets(configuration)
+    except PipelineError as error:
+        _tell("[bold yellow]going on without secrets:[/]", error)
+
+
+def _tell(what: str, error: PipelineError) -> None:
+    err.print(f"{what} {escape(error.message)}", soft_wrap=True, highlight=False)
+    if error.hint:
+        err.print(f"  what to do: {escape(error.hint)}", soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -149,12 +149,10 @@ def instance_prune(
 
 def _prepared() -> Settings:
     from akidb_pipelines.instance import prepare_dagster_home
-    from akidb_pipelines.operations.facts import open_instance
 
-    prepare_dagster_home(Settings.load())
-    with open_instance() as instance:
-        instance.inject_env_vars(None)  # from Vault, as code servers and runs have them
-    return Settings.load()
+    settings = Settings.load()
+    prepare_dagster_home(settings)
+    return settings
 
 
 def _watched(settings: Settings) -> Watched:

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
-from dagster import Field, StringSource
+import yaml
+from dagster import DagsterError, Field, StringSource
 from dagster._core.secrets.loader import SecretsLoader
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
@@ -25,6 +27,26 @@ from akidb_pipelines.vault import HINT, ask_vault, open_vault
 
 _ALLOWED = ("AKIDB_", "AWS_")
 """Entries of other names are left alone: PATH in Vault would be in every process."""
+
+
+def take_secrets(configuration: Path) -> None:
+    """Put what the loader of a dagster.yaml has into this process's environment, as code servers and runs have it.
+
+    The instance itself is not opened: a database that is away keeps no secret from the command that repairs it.
+
+    Raises:
+        InputError: the file's `secrets` is unusable, or what the loader has is.
+        OutsideError: Vault does not answer, or refuses.
+    """
+    try:
+        told = yaml.safe_load(configuration.read_text(encoding="utf-8"))["secrets"]["custom"]
+        data = ConfigurableClassData(told["module"], told["class"], yaml.safe_dump(told.get("config") or {}))
+        loader = data.rehydrate(as_type=SecretsLoader)  # type: ignore[type-abstract]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, DagsterError, ImportError) as error:
+        raise InputError(
+            f"secrets of {configuration}: {error!r}", hint="docs/deployment.md, Secrets, says how it is written"
+        ) from error
+    os.environ.update(loader.get_secrets_for_environment(None))
 
 
 class VaultSecretsLoader(SecretsLoader[Any], ConfigurableClass):

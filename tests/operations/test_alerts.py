@@ -46,9 +46,12 @@ def rules_on(found: Facts) -> set[str]:
 # --- deciding
 
 
-@pytest.mark.parametrize(("rule", "key"), [(name, key) for name, rule in load_table().rules.items() for key in rule.checks])
-def test_every_named_check_turns_its_own_alert_on_and_no_other(rule, key):
-    assert rules_on(facts(checks=(check(key, blocking=True),))) == {rule}
+@pytest.mark.parametrize(
+    ("name", "key", "severity"),
+    [(name, key, s) for name, rule in load_table().rules.items() for key in rule.checks for s in rule.check_severity],
+)
+def test_every_named_check_turns_its_own_alert_on_and_no_other(name, key, severity):
+    assert rules_on(facts(checks=(check(key, blocking=True, severity=severity),))) == {name}
     assert rules_on(facts(checks=(check(key, passed=True),))) == set()
 
 
@@ -66,7 +69,12 @@ def test_additive_drift_which_is_there_from_the_beginning_is_no_alert():
 def test_a_blocking_check_that_only_warned_is_no_alert():
     assert rules_on(facts(checks=(check("staging_dumps/restorable", blocking=True),))) == {"pipeline.check.failed"}
     assert rules_on(facts(checks=(check("staging_dumps/restorable", blocking=True, severity="WARN"),))) == set()
-    assert rules_on(facts(checks=(check("cost_rollup/known_owners"),))) == set()
+
+
+def test_a_check_that_holds_nothing_back_is_told_until_morning():
+    assert rules_on(facts(checks=(check("dr_drill_report/rto"),))) == {"pipeline.check.nonblocking"}
+    assert rules_on(facts(checks=(check("dr_drill_report/rto", severity="WARN"),))) == set()
+    assert load_table().receivers("pipeline.check.nonblocking") == ("slack",)
 
 
 def test_a_failed_run_is_an_alert_until_the_job_succeeds():
@@ -439,6 +447,17 @@ def test_prometheus_has_the_rules_of_the_table():
         assert rule["annotations"]["runbook_url"].endswith(f"/docs/{table.rules[name].runbook}"), name
         for key in table.rules[name].checks:
             assert all(part in rule["expr"] for part in key.split("/")), name
+
+
+def test_what_prometheus_leaves_to_other_rules_is_what_the_table_does():
+    """By name alone: PromQL's pattern has no assets in it, so no name may be both."""
+    keys = build_defs(Settings()).resolve_asset_graph()
+    named = {key.split("/")[1] for rule in load_table().rules.values() for key in rule.checks}
+    for alert, blocking in (("PipelineCheckFailed", True), ("PipelineCheckNonblocking", False)):
+        (rule,) = (r for r in _prometheus_rules() if r.get("alert") == alert)
+        left_out = re.compile(re.search('check!~"([^"]*)"', rule["expr"])[1])
+        of_kind = {k.name for k in keys.asset_check_keys if keys.get(k).blocking is blocking}
+        assert {name for name in of_kind if left_out.fullmatch(name)} == named & of_kind
 
 
 def test_every_alert_has_its_runbook():

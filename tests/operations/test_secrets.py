@@ -16,6 +16,8 @@ from tests.services.http_stub import Status
 from tests.services.server import ROOT
 from tests.services.vault_stub import VaultStub
 
+LOADER = "secrets: {custom: {module: akidb_pipelines.operations.secrets, class: VaultSecretsLoader, config: {mount: kv}}}\n"
+
 
 @pytest.fixture
 def vault(monkeypatch):
@@ -60,12 +62,35 @@ def test_what_is_no_text_is_refused(vault):
 
 def test_an_instance_takes_the_loader_and_a_run_gets_the_secret(vault, tmp_path, monkeypatch):
     monkeypatch.delenv("AKIDB_GITHUB_TOKEN", raising=False)
-    (tmp_path / "dagster.yaml").write_text(
-        "secrets: {custom: {module: akidb_pipelines.operations.secrets, class: VaultSecretsLoader, config: {mount: kv}}}\n"
-    )
+    (tmp_path / "dagster.yaml").write_text(LOADER)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         instance.inject_env_vars(None)
     assert os.environ.pop("AKIDB_GITHUB_TOKEN") == "from-vault"
+
+
+def test_every_command_has_them_and_goes_on_without_vault(vault, tmp_path, monkeypatch):
+    store = tmp_path / "told-by-vault"
+    vault.stored["akidb-pipelines"] = {"AKIDB_STORE": f"file://{store}"}
+    monkeypatch.setenv("AKIDB_HOME", str(tmp_path))
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    (tmp_path / "dagster").mkdir()
+    (tmp_path / "dagster" / "dagster.yaml").write_text(f"{LOADER}# no database that could be opened\nstorage: {{postgres: {{}}}}\n")
+
+    told = run_cli("store", "doctor")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert store.is_dir()
+
+    store.rename(tmp_path / "seen")
+    monkeypatch.setenv("VAULT_ADDR", "http://127.0.0.1:1")
+    told = run_cli("store", "doctor")
+    assert told.returncode == 0
+    assert not store.exists()
+    assert "going on without secrets: Vault, kv/akidb-pipelines" in " ".join(told.stderr.split())
+
+
+def run_cli(*arguments):
+    command = [sys.executable, "-m", "akidb_pipelines", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 CANARIES = {

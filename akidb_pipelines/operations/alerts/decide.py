@@ -48,10 +48,9 @@ def _firing(facts: Facts, table: Table) -> Iterator[Alert]:
 
 
 def _concerns(rule: Rule, check: CheckFact, named: Collection[str]) -> bool:
-    if check.key in rule.checks:
-        return check.severity == "ERROR" or not rule.only_errors
-    # A blocking check that only warned has held nothing back.
-    return rule.blocking and check.blocking and check.severity == "ERROR" and check.key not in named
+    if check.severity not in rule.check_severity:
+        return False
+    return check.key in rule.checks or (check.key not in named and (rule.blocking if check.blocking else rule.nonblocking))
 
 
 def _of_job(rule: str, job: JobFact) -> Alert:

@@ -13,11 +13,12 @@ from akidb_pipelines.errors import InputError
 TABLE = Path(__file__).with_name("alerts.yaml")
 
 Severity = Literal["critical", "warning"]
+CheckSeverity = Literal["ERROR", "WARN"]
 Receiver = Literal["pagerduty", "slack", "security"]
 
 
 class Rule(BaseModel):
-    """One alert. Exactly one of `checks`, `runs`, `blocking`, `freshness`, `sensors` and `prometheus` says what it watches."""
+    """One alert. Exactly one of checks, blocking, nonblocking, runs, freshness, sensors and prometheus says what it watches."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,18 +28,20 @@ class Rule(BaseModel):
     also: tuple[Receiver, ...] = ()
     """Told besides those of its severity."""
     checks: tuple[str, ...] = ()
-    only_errors: bool = False
-    """Of its checks: a failure of severity WARN is none."""
-    runs: bool = False
     blocking: bool = False
+    nonblocking: bool = False
+    check_severity: tuple[CheckSeverity, ...] = ("ERROR", "WARN")
+    """Of its checks: a failure of another severity is none."""
+    runs: bool = False
     freshness: bool = False
     sensors: bool = False
     prometheus: bool = False
 
     @model_validator(mode="after")
     def _watches_one_thing(self) -> Rule:
-        if sum(map(bool, (self.checks, self.runs, self.blocking, self.freshness, self.sensors, self.prometheus))) != 1:
-            raise ValueError("say one of checks, runs, blocking, freshness, sensors, prometheus")
+        watched = (self.checks, self.blocking, self.nonblocking, self.runs, self.freshness, self.sensors, self.prometheus)
+        if sum(map(bool, watched)) != 1:
+            raise ValueError("say one of checks, blocking, nonblocking, runs, freshness, sensors, prometheus")
         return self
 
 
