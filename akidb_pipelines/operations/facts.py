@@ -7,7 +7,7 @@ queries, whatever the history's length.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -15,25 +15,34 @@ from itertools import chain
 import dagster as dg
 from dagster._core.definitions.freshness import CronFreshnessPolicy, FreshnessPolicy, TimeWindowFreshnessPolicy
 from dagster._core.scheduler.instigation import InstigatorStatus, InstigatorType, SensorInstigatorData, TickStatus
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecord
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus as Outcome
-from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
+from dagster._core.storage.tags import ASSET_RESUME_RETRY_TAG, AUTO_RETRY_RUN_ID_TAG, RESUME_RETRY_TAG, WILL_RETRY_TAG
 from dagster._utils.schedules import cron_string_iterator
 
-_RECENT_RUNS = 30
-"""Of each job, looked at for its newest outcome: enough for every device and runner to be among them."""
+_RECENT_RUNS, _RECENT_BY_HAND, _RECENT_OF_MEMBER = 15, 100, 10
+"""Finished runs that are looked at for newest outcomes: of each job, of what was started without one, of each device and runner."""
 _RETRY_S = 120
 """A run that is to be tried again is, within seconds; or never, if the code server was away at that moment."""
 _DIMENSIONS = ("device", "runner")
 """Of partitions, that tell apart what has nothing to do with each other: a Jetson's success says nothing about another's failure."""
 _FAILING_TICKS = 3
 """So many failures in a row of a sensor are no accident."""
+_ENDED_TICKS = (TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE)
+_ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 _IN_FLIGHT = (
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 )
+
+
+@dataclass(frozen=True)
+class Members:
+    """Devices or runners that an asset is partitioned by; none, where the inventory has none."""
+
+    dimension: str
+    names: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,16 @@ class Watched:
     checks: Mapping[dg.AssetCheckKey, bool]
     """Whether it is blocking."""
     jobs: tuple[str, ...]
-    members: Mapping[dg.AssetKey, frozenset[str]]
-    """Devices or runners that an asset is partitioned by."""
+    members: Mapping[dg.AssetKey, Members]
+    """Of assets that have them."""
     parts: Mapping[str, frozenset[dg.AssetKey]]
     """Assets of a job: a run of some of them says nothing about the rest."""
+    steps: Mapping[str, frozenset[str]]
+    """Steps of a job, likewise."""
+
+
+Member = tuple[str, str]
+"""Dimension and name: `("runner", "docker")`."""
 
 
 def _labelled(name: str, member: str) -> str:
@@ -161,20 +176,22 @@ def watched_of(repository: dg.RepositoryDefinition) -> Watched:
     """From the definitions."""
     graph = repository.asset_graph
     nodes = {key: graph.get(key) for key in graph.get_all_asset_keys()}
+    jobs = repository.get_all_jobs()
     return Watched(
         {key: _window(node.freshness_policy) for key, node in nodes.items()},
         {key: graph.get(key).blocking for key in graph.asset_check_keys},
         tuple(repository.job_names),
         {key: members for key, node in nodes.items() if (members := _members(node.partitions_def))},
-        {job.name: frozenset(job.asset_layer.executable_asset_keys) for job in repository.get_all_jobs()},
+        {job.name: frozenset(job.asset_layer.executable_asset_keys) for job in jobs},
+        {job.name: frozenset(node.name for node in job.nodes) for job in jobs},
     )
 
 
-def _members(partitions: dg.PartitionsDefinition | None) -> frozenset[str]:
+def _members(partitions: dg.PartitionsDefinition | None) -> Members | None:
     if not isinstance(partitions, dg.MultiPartitionsDefinition):
-        return frozenset()
-    told = (d.partitions_def.get_partition_keys() for d in partitions.partitions_defs if d.name in _DIMENSIONS)
-    return frozenset(chain.from_iterable(told))
+        return None
+    of_both = ((d.name, d.partitions_def) for d in partitions.partitions_defs)
+    return next((Members(name, frozenset(of.get_partition_keys())) for name, of in of_both if name in _DIMENSIONS), None)
 
 
 def _window(policy: FreshnessPolicy | None) -> float | None:
@@ -198,7 +215,8 @@ def collect(instance: dg.DagsterInstance, watched: Watched, now: float | None = 
     """
     now = datetime.now(UTC).timestamp() if now is None else now
     queued = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]), limit=1, ascending=True)
-    checks = tuple(_checks(instance, watched))
+    of_members = _runs_of_members(instance, watched)
+    checks = (*_checks(instance, watched), *_checks_of_members(instance, watched, of_members))
     succeeded, assets = {c.label: c.at for c in checks}, []
     for asset, at in _assets(instance, watched):
         assets.append(asset)
@@ -208,7 +226,7 @@ def collect(instance: dg.DagsterInstance, watched: Watched, now: float | None = 
         now=now,
         assets=tuple(assets),
         checks=checks,
-        jobs=tuple(_jobs(instance, watched, succeeded, now)),
+        jobs=tuple(_jobs(watched, _newest_runs(instance, watched, of_members), succeeded, now)),
         sensors=tuple(_sensors(instance)),
         runs={s.value: instance.get_runs_count(dg.RunsFilter(statuses=[s])) for s in _IN_FLIGHT},
         oldest_queued_s=max(0.0, now - queued[0].create_timestamp.timestamp()) if queued else 0.0,
@@ -224,13 +242,15 @@ def _assets(instance: dg.DagsterInstance, watched: Watched) -> Iterable[tuple[As
             continue
         window, members = watched.assets[key], watched.members.get(key)
         found = _by_member(instance, key, members) if members or window is not None else {}
-        for member, (newest, at) in (found or {"": (last, last.timestamp)}).items():
+        if not found and not members:
+            found = {"": (last, last.timestamp)}
+        for member, (newest, at) in found.items():
             if made := newest.asset_materialization:
                 yield AssetFact(key.to_user_string(), member, newest.timestamp, window, _numbers(made.metadata)), at
 
 
 def _by_member(
-    instance: dg.DagsterInstance, key: dg.AssetKey, members: frozenset[str] | None
+    instance: dg.DagsterInstance, key: dg.AssetKey, members: Members | None
 ) -> Mapping[str, tuple[dg.EventLogRecord, float]]:
     """Of each device or runner that is still known: the last success of its newest period, and when any succeeded last."""
     newest: dict[str, tuple[str, int]] = {}
@@ -238,7 +258,7 @@ def _by_member(
     of_partition = instance.get_latest_storage_id_by_partition(key, dg.DagsterEventType.ASSET_MATERIALIZATION)
     for partition, storage_id in of_partition.items():
         member, _, period = partition.rpartition("|")  # 2026-11-16, or docker|2026-11-16
-        if members is None or member in members:
+        if members is None or member in members.names:
             newest[member] = max(newest.get(member, ("", 0)), (period, storage_id))
             last[member] = max(last.get(member, 0), storage_id)
     ids = {*last.values(), *(storage_id for _, storage_id in newest.values())}
@@ -249,76 +269,93 @@ def _by_member(
     return {member: (records[storage_id], records[last[member]].timestamp) for member, (_, storage_id) in newest.items()}
 
 
+def _runs_of_members(instance: dg.DagsterInstance, watched: Watched) -> Mapping[Member, Sequence[dg.RunRecord]]:
+    """The newest finished runs about each device and runner. Asked one by one: whatever else ran since pushes none out of sight."""
+    return {
+        (dimension, name): instance.get_run_records(
+            dg.RunsFilter(tags={f"dagster/partition/{dimension}": name}, statuses=_ENDED), limit=_RECENT_OF_MEMBER
+        )
+        for dimension, name in sorted({(m.dimension, name) for m in watched.members.values() for name in m.names})
+    }
+
+
 def _checks(instance: dg.DagsterInstance, watched: Watched) -> Iterable[CheckFact]:
     storage = instance.event_log_storage
     ended = {Outcome.SUCCEEDED, Outcome.FAILED}
-    whole = [key for key in watched.checks if key.asset_key not in watched.members]
-    for key, latest in storage.get_latest_asset_check_execution_by_key(whole).items():
-        if latest.status in ended:
-            yield from _check(watched, key, latest, "")
-        else:
-            # A run is at it, or was skipped: what was found last still stands.
-            for record in storage.get_asset_check_execution_history(key, limit=1, status=ended):
-                yield from _check(watched, key, record, "")
-    of_members = {
-        key: storage.get_asset_check_execution_history(key, limit=_RECENT_RUNS, status=ended)
-        for key in watched.checks
-        if key.asset_key in watched.members
-    }
-    # One question for the runs of all: a run has many checks.
-    run_ids = [*{record.run_id for records in of_members.values() for record in records}]
-    runs = instance.get_runs(dg.RunsFilter(run_ids=run_ids)) if run_ids else []
-    of = {run.run_id: _member(run) for run in runs}
-    for key, records in of_members.items():
-        seen: set[str] = set()
+    whole = {key for key in watched.checks if key.asset_key not in watched.members}
+    for key, latest in storage.get_latest_asset_check_execution_by_key([*whole]).items():
+        if key not in whole:
+            continue  # of an asset that no longer has it: Dagster asks for assets and names apart
+        # While a run is at it, or after one that was skipped, what was found last still stands.
+        records = [latest] if latest.status in ended else storage.get_asset_check_execution_history(key, limit=1, status=ended)
         for record in records:
-            member = of.get(record.run_id, "")
-            if member in watched.members[key.asset_key] - seen:
-                seen.add(member)
-                yield from _check(watched, key, record, member)
+            if record.event and (event := record.event.dagster_event):
+                yield _check(watched, event.asset_check_evaluation_data, "", record.create_timestamp, record.run_id)
 
 
-def _check(watched: Watched, key: dg.AssetCheckKey, record: AssetCheckExecutionRecord, member: str) -> Iterable[CheckFact]:
-    event = record.event.dagster_event if record.event else None
-    if event is None:
-        return
-    found = event.asset_check_evaluation_data
-    yield CheckFact(
+def _checks_of_members(
+    instance: dg.DagsterInstance, watched: Watched, runs: Mapping[Member, Sequence[dg.RunRecord]]
+) -> Iterable[CheckFact]:
+    """A run is about one device or runner, and mostly has all checks of its assets: the newest tells enough."""
+    for (dimension, member), records in runs.items():
+        assets = {key for key, of in watched.members.items() if of.dimension == dimension and member in of.names}
+        missing = {key for key in watched.checks if key.asset_key in assets}
+        for run_id in (record.dagster_run.run_id for record in records):
+            if not missing:
+                break
+            told = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION, ascending=False)
+            for record in told.records:
+                event = record.event_log_entry.dagster_event
+                if event and (key := event.asset_check_evaluation_data.asset_check_key) in missing:
+                    missing.remove(key)
+                    yield _check(watched, event.asset_check_evaluation_data, member, record.timestamp, run_id)
+
+
+def _check(watched: Watched, found: dg.AssetCheckEvaluation, member: str, at: float, run_id: str) -> CheckFact:
+    key = found.asset_check_key
+    return CheckFact(
         key.asset_key.to_user_string(),
         key.name,
         member,
-        record.status is Outcome.SUCCEEDED,
+        found.passed,
         watched.checks[key],
         found.severity.value,
         found.description or "",
-        record.create_timestamp,
-        record.run_id,
+        at,
+        run_id,
         _numbers(found.metadata),
     )
 
 
-def _jobs(instance: dg.DagsterInstance, watched: Watched, succeeded: Mapping[str, float], now: float) -> Iterable[JobFact]:
-    statuses = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
-    known = frozenset({"", *chain.from_iterable(watched.members.values())})
-    seen: set[str] = set()
-    # Job by job: one that runs every quarter of an hour must not push a weekly one out of sight.
-    ended = (dg.RunsFilter(job_name=job, statuses=statuses) for job in watched.jobs)
-    for record in chain.from_iterable(instance.get_run_records(of_job, limit=_RECENT_RUNS) for of_job in ended):
-        run = record.dagster_run
+def _newest_runs(
+    instance: dg.DagsterInstance, watched: Watched, of_members: Mapping[Member, Sequence[dg.RunRecord]]
+) -> list[dg.RunRecord]:
+    """Finished ones, newest first. Job by job: one that runs every quarter of an hour must not push a weekly one out of sight."""
+    found = {record.storage_id: record for records in of_members.values() for record in records}
+    for job in watched.jobs:
+        limit = _RECENT_BY_HAND if _is_by_hand(job) else _RECENT_RUNS
+        of_job = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=_ENDED), limit=limit)
+        found.update((record.storage_id, record) for record in of_job)
+    return [found[storage_id] for storage_id in sorted(found, reverse=True)]
+
+
+def _jobs(watched: Watched, records: Iterable[dg.RunRecord], succeeded: Mapping[str, float], now: float) -> Iterable[JobFact]:
+    known = frozenset({"", *chain.from_iterable(m.names for m in watched.members.values())})
+    seen: dict[str, JobFact] = {}
+    for record in records:
+        run, member = record.dagster_run, _member(record.dagster_run)
         at = record.end_time or record.update_timestamp.timestamp()
         if AUTO_RETRY_RUN_ID_TAG in run.tags or (run.tags.get(WILL_RETRY_TAG) == "true" and now - at < _RETRY_S):
             continue  # the run that tries it again speaks for both
         name = subject_of(run, watched)
-        if name in seen or _member(run) not in known:
+        if name in seen or member not in known:
             continue
-        seen.add(name)
         # What was started by hand and failed is over when all of it has succeeded since, by whichever run.
-        made_good = [
-            max(succeeded.get(one, 0.0), succeeded.get(_labelled(one, _member(run)), 0.0)) > at for one in _chosen(run, watched)
-        ]
-        yield JobFact(
-            name, run.is_success or (bool(made_good) and all(made_good)), at, run.run_id, run.tags.get("dagster/partition", "")
-        )
+        made_good = [max(succeeded.get(one, 0.0), succeeded.get(_labelled(one, member), 0.0)) > at for one in _chosen(run, watched)]
+        whole = seen.get(_labelled(run.job_name, member))
+        is_good = run.is_success or (bool(made_good) and all(made_good)) or (whole is not None and whole.succeeded)
+        seen[name] = JobFact(name, is_good, at, run.run_id, run.tags.get("dagster/partition", ""))
+    return seen.values()
 
 
 def _sensors(instance: dg.DagsterInstance) -> Iterable[SensorFact]:
@@ -327,7 +364,8 @@ def _sensors(instance: dg.DagsterInstance) -> Iterable[SensorFact]:
         told = state.instigator_data
         if not isinstance(told, SensorInstigatorData) or not told.last_tick_timestamp:
             continue
-        ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=_FAILING_TICKS)
+        # One that has just begun says nothing: of a sensor that is always at it, it would be the newest each time.
+        ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=_FAILING_TICKS, statuses=_ENDED_TICKS)
         failing = len(ticks) == _FAILING_TICKS and all(tick.status is TickStatus.FAILURE for tick in ticks)
         yield SensorFact(state.instigator_name, told.last_tick_timestamp, failing)
 
@@ -338,13 +376,28 @@ def subject_of(run: dg.DagsterRun, watched: Watched) -> str:
 
 
 def _chosen(run: dg.DagsterRun, watched: Watched) -> list[str]:
-    """Assets or checks that a run is narrowed to; none for a whole job, and for one that goes on with another run."""
+    """Assets, checks or steps that a run is narrowed to; none for a whole job, and for one that does what another left."""
     assets, checks = run.asset_selection or set(), run.asset_check_selection or set()
-    by_hand = run.job_name.startswith("__ASSET_JOB")
-    if not by_hand and (run.parent_run_id or (assets and assets >= watched.parts.get(run.job_name, frozenset()))):
-        return []
+    by_hand = _is_by_hand(run.job_name)
+    if not by_hand:
+        if ASSET_RESUME_RETRY_TAG in run.tags:
+            return []
+        if not assets or assets >= watched.parts.get(run.job_name, frozenset()):
+            assets, steps = set(), set(run.step_keys_to_execute or ())
+            if (
+                run.parent_run_id
+                and RESUME_RETRY_TAG not in run.tags
+                and steps
+                and not steps >= watched.steps.get(run.job_name, steps)
+            ):
+                return sorted(steps)
     chosen = sorted(key.to_user_string() for key in assets) or sorted(f"{k.asset_key.to_user_string()}/{k.name}" for k in checks)
     return chosen or (["assets"] if by_hand else [])
+
+
+def _is_by_hand(job: str) -> bool:
+    """Whether it is Dagster's own, of assets that were started without a job."""
+    return job.startswith("__ASSET_JOB")
 
 
 def _member(run: dg.DagsterRun) -> str:

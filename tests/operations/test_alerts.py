@@ -219,7 +219,7 @@ def test_a_runner_that_passes_says_nothing_about_another_that_failed():
         snap(instance, "w2", "docker")
         assert rules_on(collect(instance, watched)) == set()
         snap(instance, "w2", "docker", fail=True)
-        retired = replace(watched, members={k: frozenset({"mac"}) for k in watched.members})
+        retired = replace(watched, members={k: replace(m, names=frozenset({"mac"})) for k, m in watched.members.items()})
         assert rules_on(collect(instance, retired)) == set(), "a runner that is no longer in the inventory"
 
 
@@ -270,6 +270,65 @@ def test_a_part_of_a_job_that_succeeds_does_not_end_its_alert():
         assert rules_on(collect(instance, watched)) == {"pipeline.run.failed"}
         go("breaks", "judged")
         assert rules_on(collect(instance, watched)) == set()
+
+
+def test_steps_that_are_run_again_alone_do_not_end_the_alert_of_their_job():
+    both = dg.Definitions(assets=[breaks, judged], jobs=[dg.define_asset_job("both", selection=["breaks", "judged"])])
+    watched, job = watched_of(both.get_repository_def()), both.resolve_job_def("both")
+
+    def again(parent, steps, status, **tags):
+        """As the UI does it: Dagster's shortcut for tests has no such arguments."""
+        made = instance.create_run_for_job(job, status=status, tags=tags)
+        instance.delete_run(made.run_id)
+        instance.add_run(made._replace(parent_run_id=parent, root_run_id=parent, step_keys_to_execute=steps))
+
+    with dg.instance_for_test() as instance:
+        failed = instance.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE).run_id
+        again(failed, ["judged"], dg.DagsterRunStatus.SUCCESS)
+        assert [a.subject for a in firing(collect(instance, watched), load_table())] == ["both"]
+        again(failed, ["judged"], dg.DagsterRunStatus.FAILURE)
+        assert [a.subject for a in firing(collect(instance, watched), load_table())] == ["both", "judged"]
+        # From the failure on is the whole job, and ends both.
+        again(failed, ["breaks"], dg.DagsterRunStatus.SUCCESS, **{"dagster/is_resume_retry": "true"})
+        assert rules_on(collect(instance, watched)) == set()
+
+
+def test_a_backfill_of_one_runner_pushes_no_other_out_of_sight():
+    watched, job = watched_of(FLEET.get_repository_def()), FLEET.resolve_job_def("images")
+    with dg.instance_for_test() as instance:
+        snap(instance, "w1", "mac", fail=True)
+        before = rules_on(collect(instance, watched))
+        for n in range(40):
+            of_docker = {"dagster/partition": f"docker|w{n}", "dagster/partition/runner": "docker"}
+            instance.create_run_for_job(job, status=dg.DagsterRunStatus.SUCCESS, tags=of_docker)
+        assert rules_on(collect(instance, watched)) == before == {"pipeline.run.failed", "pipeline.check.failed"}
+
+
+def test_an_image_of_a_runner_that_left_the_inventory_is_not_stale():
+    watched = watched_of(FLEET.get_repository_def())
+    with dg.instance_for_test() as instance:
+        snap(instance, "w1", "docker")
+        for names in ({"new"}, set()):
+            members = {k: replace(m, names=frozenset(names)) for k, m in watched.members.items()}
+            found = collect(instance, replace(watched, members=members), now=time.time() + 7200)
+            assert [a.label for a in found.assets] == []
+
+
+def test_a_check_that_an_asset_no_longer_has_is_forgotten():
+    """Its name stands on another asset still: Dagster's query finds both."""
+
+    @dg.asset(check_specs=[dg.AssetCheckSpec("sane", asset="other")])
+    def other():
+        yield dg.MaterializeResult()
+        yield dg.AssetCheckResult(passed=True)
+
+    watched = watched_of(dg.Definitions(assets=[judged, other]).get_repository_def())
+    with dg.instance_for_test() as instance:
+        for asset, name in (("other", "sound"), ("judged", "sound")):
+            instance.report_runless_asset_event(
+                dg.AssetCheckEvaluation(asset_key=dg.AssetKey(asset), check_name=name, passed=False)
+            )
+        assert [c.key for c in collect(instance, watched).checks] == ["judged/sound"]
 
 
 def test_a_sensor_that_fails_at_every_tick_is_told():
