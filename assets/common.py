@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
 import dagster as dg
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus as Outcome
 
 from akidb_pipelines.errors import OutsideError, PipelineError
 from akidb_pipelines.progress import Progress, Report
@@ -66,6 +67,32 @@ def logging(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext | 
         return report
 
     return of_part
+
+
+def not_configured(
+    context: dg.AssetExecutionContext, asset: dg.AssetKey, checks: Collection[str], told: str
+) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    """Of what is not configured nothing, unless it was once: then that it is no more. Else its age and last findings would stand for ever.
+
+    Args:
+        context: of the step.
+        asset: that has nothing to look at.
+        checks: its checks.
+        told: what to set.
+    """
+    context.log.warning(f"not configured: {told}")
+    if context.instance.get_latest_materialization_event(asset):
+        yield dg.MaterializeResult(asset_key=asset, metadata={"found": dg.MetadataValue.text(f"no longer configured: {told}")})
+        yield from ended_checks(context, asset, checks)
+
+
+def ended_checks(context: dg.AssetExecutionContext, asset: dg.AssetKey, checks: Collection[str]) -> Iterator[dg.AssetCheckResult]:
+    """For each check that has nothing to look at and failed when it had: that this is over."""
+    storage, ended = context.instance.event_log_storage, {Outcome.SUCCEEDED, Outcome.FAILED}  # this run's own are planned
+    for name in checks:
+        last = storage.get_asset_check_execution_history(dg.AssetCheckKey(asset, name), limit=1, status=ended)
+        if last and last[0].status is Outcome.FAILED:
+            yield dg.AssetCheckResult(asset_key=asset, check_name=name, passed=True, description="no longer configured")
 
 
 def newest_partition(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey) -> str:

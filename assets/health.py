@@ -9,7 +9,7 @@ from datetime import timedelta
 import dagster as dg
 
 from akidb_pipelines.resources import HealthTools
-from assets.common import PLATFORM, table, telling
+from assets.common import PLATFORM, ended_checks, not_configured, table, telling
 
 GROUP = "health"
 OBSERVABILITY = dg.AssetKey("observability_retention")
@@ -52,7 +52,7 @@ def observability_retention(
     """Ask both; one that does not answer fails its check, not the run."""
     found = health_tools.look_at_observability()
     if not found:
-        context.log.warning("not configured: set AKIDB_PROMETHEUS_URL and AKIDB_LOKI_URL")
+        yield from not_configured(context, OBSERVABILITY, _OBSERVED, "set AKIDB_PROMETHEUS_URL and AKIDB_LOKI_URL")
         return
     runbook = dg.MetadataValue.url(health_tools.settings.runbook("runbooks/observability-gaps.md"))
     numbers = {f"{f.check.partition('_')[0]}_{name}": value for f in found for name, value in f.numbers.items()}
@@ -75,6 +75,7 @@ def observability_retention(
             description=f.told,
             metadata={"runbook": runbook},
         )
+    yield from ended_checks(context, OBSERVABILITY, _OBSERVED.keys() - {f.check for f in found})
 
 
 @dg.multi_asset(
@@ -101,7 +102,8 @@ def staging_health(
     with telling():
         health = health_tools.look_at_staging()
     if health is None:
-        context.log.warning("not configured: set AKIDB_DRILL_ALLOW_LIST (docs/dr-plan.md), or akidb-pipelines lab up swarm")
+        told = "set AKIDB_DRILL_ALLOW_LIST (docs/dr-plan.md), or akidb-pipelines lab up swarm"
+        yield from not_configured(context, STAGING, _STAGED, told)
         return
     runbook = dg.MetadataValue.url(health_tools.settings.runbook("runbooks/staging-deployment-failed.md"))
     services = ((s.name, s.desired, s.running) for s in health.services)
@@ -121,7 +123,9 @@ def staging_health(
         },
     )
     for name, outcome in (("replicas", health.replicas), ("answers", health.answers)):
-        if outcome is not None:
+        if outcome is None:
+            yield from ended_checks(context, STAGING, [name])
+        else:
             passed, told = outcome
             yield dg.AssetCheckResult(
                 asset_key=STAGING, check_name=name, passed=passed, description=told, metadata={"runbook": runbook}

@@ -22,7 +22,7 @@ from akidb_pipelines.periods import Week
 from akidb_pipelines.resources import RunnerTools
 from akidb_pipelines.settings import Settings
 from assets.checks import check_result
-from assets.common import BUILD, built_metadata, logging, member_partition, started_by, telling
+from assets.common import BUILD, built_metadata, logging, member_partition, not_configured, started_by, telling
 from assets.partitions import runner_weeks
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ IMAGE_BUILD = dg.AssetKey("runner_image_build")
 ARCHIVE = dg.AssetKey("runner_image_archive")
 RELEASE = dg.AssetKey("runner_image_release")
 CAPACITY = dg.AssetKey("ci_runner_capacity")
-CAPACITY_CHECK = "capacity"
+CAPACITY_CHECK, _ONLINE = "capacity", "online"
 POOL = "runner"
 _SNAPSHOT = "snapshot"
 _RUNBOOK = "runbooks/bad-runner-image.md"
@@ -332,7 +332,7 @@ def _archive_metadata(archived: "Archived", changed: "Difference | None", settin
         dg.AssetCheckSpec(
             CAPACITY_CHECK, asset=CAPACITY, description="CI jobs do not wait: feeds the alert ci-runner.capacity.exhausted."
         ),
-        dg.AssetCheckSpec("online", asset=CAPACITY, description="Every registered runner is online."),
+        dg.AssetCheckSpec(_ONLINE, asset=CAPACITY, description="Every registered runner is online."),
     ],
 )
 def ci_runner_capacity(
@@ -342,7 +342,8 @@ def ci_runner_capacity(
     with telling():
         found = runner_tools.capacity()
     if found is None:
-        context.log.warning("not configured: set AKIDB_GITHUB_REPOSITORY and AKIDB_GITHUB_TOKEN")
+        told = "set AKIDB_GITHUB_REPOSITORY and AKIDB_GITHUB_TOKEN"
+        yield from not_configured(context, CAPACITY, (CAPACITY_CHECK, _ONLINE), told)
         return
     yield dg.MaterializeResult(asset_key=CAPACITY, metadata=_capacity_metadata(found, runner_tools.settings))
     yield dg.AssetCheckResult(
@@ -354,7 +355,7 @@ def ci_runner_capacity(
     )
     yield dg.AssetCheckResult(
         asset_key=CAPACITY,
-        check_name="online",
+        check_name=_ONLINE,
         passed=not found.offline,
         severity=dg.AssetCheckSeverity.WARN,
         description=found.summary,

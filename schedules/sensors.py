@@ -121,6 +121,11 @@ def drill_overdue(context: dg.SensorEvaluationContext, drill_tools: dg.ResourceP
     before = json.loads(context.cursor) if context.cursor else {}
     after = {e.check_name: e.passed for e in found}
     changed = [e for e in found if before.get(e.check_name) != e.passed]
+    # What is no longer configured is no longer overdue.
+    gone = [name for name, passed in before.items() if name not in after and not passed]
+    changed += [
+        dg.AssetCheckEvaluation(asset_key=REPORT, check_name=n, passed=True, description="no longer configured") for n in gone
+    ]
     for evaluation in found:
         if not evaluation.passed:
             context.log.warning(str(evaluation.description))

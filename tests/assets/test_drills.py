@@ -53,8 +53,8 @@ def test_a_drill_leaves_a_report_with_its_timeline_and_what_decided(swarm, insta
     found = evaluations(done)
     decided = ("rto", "rpo", "data_loss", "quorum_restored", "backup_verified", "undo_complete", "columns", "cedar_entities")
     assert [n for n in decided if not found[n].passed] == []
-    assert found["lab_drill_recent"].passed and not found["oci_drill_recent"].passed
-    assert "not configured" in found["oci_drill_recent"].description
+    assert found["lab_drill_recent"].passed
+    assert "oci_drill_recent" not in found, "nobody could end an alert about it"
     swarm.expect_whole()
 
 
@@ -130,6 +130,19 @@ def test_the_overdue_sensor_tells_a_change_once(settings, instance):
     drilled(settings, "lab", "passed", 1)
     again = tick(first.cursor)
     assert [e.passed for e in again.asset_events] == [True]
+
+
+def test_a_target_that_is_no_longer_configured_is_no_longer_overdue(settings, instance, tmp_path):
+    def tick(chosen, cursor=None):
+        return drill_overdue(
+            dg.build_sensor_context(instance=instance, cursor=cursor, resources={"drill_tools": DrillTools(chosen)})
+        )
+
+    first = tick(settings.model_copy(update={"drill_allow_list": tmp_path / "staging.yaml"}))
+    assert [(e.check_name, e.passed) for e in first.asset_events] == [("oci_drill_recent", False)]
+    then = tick(settings, first.cursor)
+    assert [(e.check_name, e.passed) for e in then.asset_events] == [("oci_drill_recent", True)]
+    assert tick(settings, then.cursor).asset_events == []
 
 
 def test_an_interrupted_drill_asks_for_its_recovery_once_a_try(settings, instance):

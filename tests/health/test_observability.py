@@ -120,10 +120,32 @@ def test_durations(text, seconds):
 
 def test_the_asset_tells_it_and_what_is_not_configured_is_not_green(settings, tmp_path):
     with dg.instance_for_test() as instance:
-        for chosen, expected in ((settings, 4), (Settings(home=tmp_path), 0)):
-            job = build_defs(chosen).resolve_job_def("health")
-            done = job.execute_in_process(instance=instance, asset_selection=[OBSERVABILITY])
+        for chosen, expected in ((Settings(home=tmp_path), 0), (settings, 4)):
+            done = look(chosen, instance)
             evaluations = done.get_asset_check_evaluations()
-            assert done.success
             assert len([e for e in evaluations if e.passed]) == len(evaluations) == expected
             assert bool(done.asset_materializations_for_node("observability_retention")) == bool(expected)
+
+
+def test_what_is_no_longer_configured_is_over_and_does_not_grow_stale(tmp_path):
+    away = Settings(home=tmp_path, prometheus_url="http://127.0.0.1:1", loki_url="http://127.0.0.1:1")
+    with dg.instance_for_test() as instance:
+        assert {e.passed for e in look(away, instance).get_asset_check_evaluations()} == {False}
+        done = look(away.model_copy(update={"loki_url": None}), instance)
+        assert {e.check_name: e.passed for e in done.get_asset_check_evaluations()} == {
+            "metrics_fresh": False,
+            "logs_fresh": True,
+        }
+        done = look(Settings(home=tmp_path), instance)
+        assert {e.check_name: e.passed for e in done.get_asset_check_evaluations()} == {"metrics_fresh": True}
+        (made,) = done.asset_materializations_for_node("observability_retention")
+        assert "no longer configured" in str(made.metadata["found"].value)
+        done = look(Settings(home=tmp_path), instance)
+        assert done.get_asset_check_evaluations() == []
+        assert done.asset_materializations_for_node("observability_retention")
+
+
+def look(settings, instance):
+    done = build_defs(settings).resolve_job_def("health").execute_in_process(instance=instance, asset_selection=[OBSERVABILITY])
+    assert done.success
+    return done
