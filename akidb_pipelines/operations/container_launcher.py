@@ -8,8 +8,9 @@ from dagster import DagsterRun
 from dagster_docker import DockerRunLauncher
 from dagster_docker.container_context import DockerContainerContext
 
+from akidb_pipelines.operations.secrets import NOT_FOR_RUNS
+
 _FOR_RUNS = ("AKIDB_", "AWS_", "DAGSTER_HOME", "DAGSTER_REDACT_", "VAULT_")
-_NOT_FOR_RUNS = ("AKIDB_AUTH_", "AKIDB_PAGERDUTY_", "AKIDB_SECURITY_", "AKIDB_SLACK_")
 
 
 class ContainerRunLauncher(DockerRunLauncher):
@@ -21,5 +22,5 @@ class ContainerRunLauncher(DockerRunLauncher):
     def get_container_context(self, dagster_run: DagsterRun) -> DockerContainerContext:
         """With the names of the settings, whose values are read from the environment when the container is made."""
         context = super().get_container_context(dagster_run)
-        names = [n for n in os.environ if n.startswith(_FOR_RUNS) and not n.startswith(_NOT_FOR_RUNS)]
+        names = [n for n in os.environ if n.startswith(_FOR_RUNS) and not n.startswith(NOT_FOR_RUNS)]
         return context._replace(env_vars=sorted({*context.env_vars, *names}))

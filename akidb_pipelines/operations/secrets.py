@@ -27,6 +27,10 @@ from akidb_pipelines.vault import HINT, ask_vault, open_vault
 
 _ALLOWED = ("AKIDB_", "AWS_")
 """Entries of other names are left alone: PATH in Vault would be in every process."""
+NOT_FOR_RUNS = ("AKIDB_AUTH_", "AKIDB_PAGERDUTY_", "AKIDB_SECURITY_", "AKIDB_SLACK_")
+"""What only the front and the sender of alerts need."""
+_IN_RUN = "DAGSTER_RUN_JOB_NAME"
+"""Set by Dagster's launchers in a run's container."""
 
 
 def take_secrets(configuration: Path) -> None:
@@ -84,7 +88,9 @@ class VaultSecretsLoader(SecretsLoader[Any], ConfigurableClass):
         found = self._read()
         if odd := sorted(name for name, value in found.items() if not isinstance(value, str)):
             raise InputError(f"Vault, {self._mount}/{self._path}: {', '.join(odd)} is no text", hint="store every value as text")
-        return {name: value for name, value in found.items() if name.startswith(_ALLOWED) and not os.environ.get(name)}
+        left_out = NOT_FOR_RUNS if _IN_RUN in os.environ else ()
+        wanted = {n: value for n, value in found.items() if n.startswith(_ALLOWED) and not n.startswith(left_out)}
+        return {name: value for name, value in wanted.items() if not os.environ.get(name)}
 
     def _read(self) -> dict[str, Any]:
         wanted = f"{self._mount}/{self._path}"

@@ -384,6 +384,23 @@ def test_each_is_told_once_by_severity_and_resolved(receivers, lines):
     assert any("resolved" in text for text in receivers.slack)
 
 
+def test_what_lasts_is_told_again_twice_a_day(receivers, lines):
+    """Somebody resolved it by hand in PagerDuty, and every night's dumps failed again."""
+    table, began = load_table(), time.time()
+    told = tell([FAILED], Ledger({}), table, lines, now=lambda: began)
+    receivers.open.clear()
+    for hours, lines_told in ((11, 0), (13, 2), (14, 0), (26, 2)):
+        told = tell([FAILED], Ledger.parse(told.ledger.text()), table, lines, now=lambda hours=hours: began + hours * 3600)
+        assert len(told.lines) == lines_told, hours
+    assert [*receivers.open] == [FAILED.key]
+    # Its end reaches also those who could not be told again.
+    receivers.inject(Status(503), times=2)
+    told = tell([FAILED], told.ledger, table, lines, now=lambda: began + 50 * 3600)
+    assert told.lines == ()
+    tell([], told.ledger, table, lines)
+    assert not receivers.open
+
+
 @pytest.mark.parametrize("fault", [Status(500), Status(429), Reset()], ids=["500", "429", "reset"])
 def test_what_was_not_delivered_stays_due(receivers, lines, fault):
     table = load_table()

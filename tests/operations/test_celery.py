@@ -1,4 +1,4 @@
-"""More than one host: runs on Celery's workers over a real Redis and PostgreSQL. Part of `make test-all` only."""
+"""More than one host: runs on Celery's workers over a real Redis and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ pytestmark = pytest.mark.slow
 
 class CeleryMachine(DagsterMachine):
     """With a Redis and a worker."""
+
+    redis_port = 0
+
+    def start_redis(self) -> None:
+        """One that keeps nothing: when it is killed, it has forgotten everything."""
+        command = ["redis-server", "--port", str(self.redis_port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
+        self.processes["redis"] = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
     def start_worker(self) -> None:
         """Start it, and wait until it answers."""
@@ -53,28 +60,22 @@ def machine(tmp_path_factory):
     told = yaml.safe_load((ROOT / "deploy" / "dagster-celery.yaml").read_text())
     for part in ("local_artifact_storage", "compute_logs"):
         told[part]["config"]["base_dir"] = str(folder / "files")
-    redis = subprocess.Popen(
-        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder.parent)],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        with Postgres(port=free_port()) as postgres:
-            environment = {
-                "AKIDB_PG_HOST": "127.0.0.1",
-                "AKIDB_PG_PORT": str(postgres.port),
-                "AKIDB_PG_USER": "akidb",
-                "AKIDB_PG_PASSWORD": "not asked for",
-                "AKIDB_PG_DB": urlsplit(postgres.database()).path.strip("/"),
-                "AKIDB_CELERY_BROKER": f"redis://127.0.0.1:{port}/0",
-                "AKIDB_CELERY_BACKEND": f"redis://127.0.0.1:{port}/1",
-                "PYTHONPATH": os.pathsep.join((str(ROOT / "deploy" / "celery"), str(ROOT))),
-            }
-            with CeleryMachine(folder, yaml.safe_dump(told), environment=environment) as machine:
-                machine.start_worker()
-                yield machine
-    finally:
-        redis.terminate()
-        redis.wait()
+    with Postgres(port=free_port()) as postgres:
+        environment = {
+            "AKIDB_PG_HOST": "127.0.0.1",
+            "AKIDB_PG_PORT": str(postgres.port),
+            "AKIDB_PG_USER": "akidb",
+            "AKIDB_PG_PASSWORD": "not asked for",
+            "AKIDB_PG_DB": urlsplit(postgres.database()).path.strip("/"),
+            "AKIDB_CELERY_BROKER": f"redis://127.0.0.1:{port}/0",
+            "AKIDB_CELERY_BACKEND": f"redis://127.0.0.1:{port}/1",
+            "PYTHONPATH": os.pathsep.join((str(ROOT / "deploy" / "celery"), str(ROOT))),
+        }
+        with CeleryMachine(folder, yaml.safe_dump(told), environment=environment) as machine:
+            machine.redis_port = port
+            machine.start_redis()
+            machine.start_worker()
+            yield machine
 
 
 def test_a_run_is_done_by_a_worker(machine):
@@ -96,6 +97,22 @@ def test_a_worker_that_is_lost_is_noticed_and_its_run_tried_again_elsewhere(mach
     again = wait(lambda: machine.retry_of(run_id))
     wait(lambda: machine.status(again.run_id) is SUCCESS, 120)
     assert (machine.marked("first"), machine.marked("lasted")) == (1, 1)
+
+
+def test_a_redis_that_is_lost_and_begins_anew_starts_nothing_twice(machine):
+    machine.forget()
+    run_id = machine.in_second_step()
+    machine.kill("redis")
+    time.sleep(10)
+    machine.start_redis()
+    time.sleep(15)  # three looks of the daemon at its runs
+    assert machine.status(run_id) is dg.DagsterRunStatus.STARTED
+    (machine.marks / "go-on").touch()
+    wait(lambda: machine.status(run_id) is SUCCESS)
+    assert machine.retry_of(run_id) is None
+    assert (machine.marked("first"), machine.marked("lasts"), machine.marked("lasted")) == (1, 1, 1)
+    assert machine.launch("burst", {"ops": {"short": {"config": {"name": "after"}}}})
+    wait(lambda: machine.marked("after") == 1)
 
 
 def test_what_is_terminated_stays_terminated(machine):

@@ -40,6 +40,13 @@ def test_vault_gives_what_the_environment_lacks(vault, monkeypatch):
     assert load() == {"AKIDB_GITHUB_TOKEN": "from-vault"}
 
 
+def test_a_run_gets_none_of_alerts(vault, monkeypatch):
+    monkeypatch.delenv("AKIDB_GITHUB_TOKEN", raising=False)
+    assert {*load()} == {"AKIDB_GITHUB_TOKEN", "AKIDB_SLACK_WEBHOOK"}
+    monkeypatch.setenv("DAGSTER_RUN_JOB_NAME", "backups")
+    assert {*load()} == {"AKIDB_GITHUB_TOKEN"}
+
+
 def test_a_vault_that_refuses_or_is_away_is_told_without_its_secrets(vault, monkeypatch):
     monkeypatch.setenv("VAULT_SECRET_ID", "wrong-secret-id")
     with pytest.raises(OutsideError, match="Vault, kv/akidb-pipelines") as refused:
