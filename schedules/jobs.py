@@ -7,6 +7,11 @@ import dagster as dg
 from assets import backups, costs, drills, fixtures, health, jetson, registry, runners
 from assets.common import PLATFORM, started_by
 
+_LONG = {"akidb/long": "true"}
+"""Takes hours: dagster.yaml lets one such run go on at a time, so that a place stays free."""
+_FIRST = {"dagster/priority": "10"}
+"""Goes before what else waits: who watches must not be blind behind a backfill, and a dump of today is none tomorrow."""
+
 fixtures_job = dg.define_asset_job(
     "fixtures",
     owners=started_by("fixtures"),
@@ -37,7 +42,7 @@ jetson_images_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(jetson.CAPTURE, jetson.GOLDEN_IMAGE),
     description="Capture the drive of one Jetson for one month, check the image, make it golden.",
     # The first image of a large drive takes hours.
-    tags={"pipeline": "jetson", "dagster/max_runtime": "86400"},
+    tags={"pipeline": "jetson", "dagster/max_runtime": "86400", **_LONG},
 )
 
 runner_images_job = dg.define_asset_job(
@@ -46,7 +51,7 @@ runner_images_job = dg.define_asset_job(
     selection=dg.AssetSelection.assets(runners.IMAGE_BUILD, runners.ARCHIVE, runners.RELEASE),
     description="Build the image of one CI runner for one week, archive it, boot what was archived, put it into production.",
     # A Mac's image takes hours.
-    tags={"pipeline": "runner_images", "dagster/max_runtime": "28800"},
+    tags={"pipeline": "runner_images", "dagster/max_runtime": "28800", **_LONG},
 )
 
 runner_capacity_job = dg.define_asset_job(
@@ -54,7 +59,7 @@ runner_capacity_job = dg.define_asset_job(
     owners=started_by("runner_images"),
     selection=dg.AssetSelection.assets(runners.CAPACITY),
     description="Ask GitHub how busy the CI runners are.",
-    tags={"pipeline": "runner_images"},
+    tags={"pipeline": "runner_images", **_FIRST},
 )
 
 backups_job = dg.define_asset_job(
@@ -62,7 +67,7 @@ backups_job = dg.define_asset_job(
     owners=started_by("backups"),
     selection=dg.AssetSelection.assets(backups.DUMPS, backups.TERRAFORM, backups.DASHBOARDS, backups.RETENTION),
     description="Dump every database of staging and restore each dump as a proof; keep Terraform's state and the dashboards; clear away.",
-    tags={"pipeline": "backups"},
+    tags={"pipeline": "backups", **_FIRST},
 )
 
 costs_intake_job = dg.define_asset_job(
@@ -94,7 +99,7 @@ health_job = dg.define_asset_job(
     owners=[PLATFORM],
     selection=dg.AssetSelection.assets(health.OBSERVABILITY, health.STAGING),
     description="Look at the observability stack and at staging.",
-    tags={"pipeline": "health"},
+    tags={"pipeline": "health", **_FIRST},
 )
 
 dr_drill_job = dg.define_asset_job(

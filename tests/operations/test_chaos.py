@@ -87,6 +87,17 @@ def test_a_killed_daemon_stops_no_run_and_starts_none_twice(machine):
 
 
 @pytest.mark.slow
+def test_what_takes_hours_leaves_a_place_for_what_must_not_wait(machine):
+    long = [machine.launched("two_steps", tags={"akidb/long": "true"}) for _ in range(2)]
+    wait(lambda: machine.marked("lasts") == 1)
+    quick = machine.launch("burst", _named("quick"))
+    wait(lambda: machine.status(quick) is SUCCESS, 50)
+    assert {machine.status(r) for r in long} == {dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.QUEUED}
+    (machine.marks / "go-on").touch()
+    wait(lambda: all(machine.status(r) is SUCCESS for r in long))
+
+
+@pytest.mark.slow
 def test_a_run_that_was_being_started_when_everything_died_is_tried_again_and_runs_once(tmp_path):
     """Its process never was: nobody but the daemon's clock can tell."""
     assert "start_timeout_seconds: 60" in ONE_MACHINE

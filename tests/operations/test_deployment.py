@@ -11,6 +11,7 @@ import subprocess
 import pytest
 import yaml
 
+from akidb_pipelines.definitions import build_defs
 from akidb_pipelines.settings import Settings
 from tests.services.server import ROOT
 
@@ -43,6 +44,16 @@ def compose(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     return yaml.safe_load(done.stdout)
+
+
+def test_long_jobs_leave_a_place_in_every_tier_and_watchers_go_first():
+    for path in (ROOT / "dagster.yaml", DEPLOY / "dagster.yaml", DEPLOY / "dagster-celery.yaml"):
+        runs = yaml.safe_load(path.read_text())["concurrency"]["runs"]
+        assert {"key": "akidb/long", "limit": 1} in runs["tag_concurrency_limits"], path
+        assert runs["max_concurrent_runs"] > 1
+    jobs = {job.name: job.tags for job in build_defs(Settings()).get_repository_def().get_all_jobs()}
+    assert {n for n, tags in jobs.items() if "akidb/long" in tags} == {"jetson_images", "runner_images"}
+    assert {n for n, tags in jobs.items() if tags.get("dagster/priority") == "10"} == {"backups", "health", "runner_capacity"}
 
 
 def test_only_the_proxy_is_reachable_from_outside(compose):

@@ -156,12 +156,12 @@ class DagsterMachine:
         assert answer["data"]["launchRun"]["__typename"] == "LaunchRunSuccess", answer
         return str(answer["data"]["launchRun"]["run"]["runId"])
 
-    def launched(self, job: str) -> str:
+    def launched(self, job: str, tags: dict[str, str] | None = None) -> str:
         """As launch, once the webserver knows a code server that was started anew."""
 
         def started() -> str | None:
             try:
-                return self.launch(job)
+                return self.launch(job, tags=tags)
             except (AssertionError, KeyError, TypeError, ValueError, httpx.HTTPError):
                 return None
 
