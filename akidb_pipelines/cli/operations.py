@@ -145,6 +145,8 @@ def instance_prune(
     wide(80).print(table)
     for reason, number in sorted(done.reasons.items()):
         typer.echo(f"{number} kept: {reason}")
+    if done.tick_logs:
+        typer.echo(f"{done.tick_logs} logs of ticks that are gone{' would be' if dry_run else ''} deleted")
 
 
 def _prepared() -> Settings:

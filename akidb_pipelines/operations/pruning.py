@@ -1,15 +1,18 @@
 """Forgetting old runs. Dagster keeps every run and event for ever, some 22 kB a run, and deleting a run deletes its part of the history.
 
 Hence what is kept is decided by what a run made: of every asset partition the newest N materializations, of every check the newest N
-outcomes, of every job the newest N runs whatever came of them. Runs in flight are never touched. What nothing of that holds is deleted,
-with its events and logs.
+outcomes, of every job the newest N runs whatever came of them, and for 90 days what a sensor asked for: that it has a run is how the sensor
+knows not to ask again. Runs in flight are never touched. What nothing of that holds is deleted, with its events and logs; so are logs of
+ticks that are older than the ticks themselves.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -17,11 +20,15 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from dagster._core.storage.local_compute_log_manager import LocalComputeLogManager
+from dagster._core.storage.tags import RUN_KEY_TAG, SENSOR_NAME_TAG
 
 from akidb_pipelines.operations.facts import Watched, subject_of
 from akidb_pipelines.progress import Progress, Report
 
 _PAGE = 1000
+_KEYS_KEPT = _TICKS_KEPT = timedelta(days=90)
+"""The longest that dagster.yaml keeps ticks."""
 _OUTCOMES = {Outcome.SUCCEEDED, Outcome.FAILED}
 _DELETED = "deleting runs"
 
@@ -37,6 +44,8 @@ class Forgotten:
     """How many of each job."""
     reasons: dict[str, int]
     """Why runs were kept, by the first reason that holds."""
+    tick_logs: int
+    """Files."""
 
 
 def prune(
@@ -56,7 +65,9 @@ def prune(
     jobs: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     deleted: list[tuple[str, str]] = []
-    for run in _pages(lambda cursor: instance.get_runs(cursor=cursor, limit=_PAGE)):
+    recent = datetime.now(UTC) - _KEYS_KEPT
+    for record in _pages(lambda cursor: instance.get_run_records(cursor=cursor, limit=_PAGE)):
+        run = record.dagster_run
         name = subject_of(run, watched)
         jobs[name] += 1
         if not run.is_finished:
@@ -65,6 +76,8 @@ def prune(
             reasons[held[run.run_id]] += 1
         elif jobs[name] <= keep:
             reasons["newest runs of a job"] += 1
+        elif RUN_KEY_TAG in run.tags and SENSOR_NAME_TAG in run.tags and record.create_timestamp > recent:
+            reasons["asked for by a sensor within 90 days"] += 1
         else:
             deleted.append((run.run_id, name))
     deleted.reverse()
@@ -73,8 +86,15 @@ def prune(
             report(Progress(_DELETED, number, len(deleted)))
             _delete(instance, run_id)
         report(Progress(_DELETED, len(deleted), len(deleted)))
+    old = _tick_logs(instance, time.time() - _TICKS_KEPT.total_seconds())
+    for path in () if dry_run else old:
+        path.unlink(missing_ok=True)
     return Forgotten(
-        sum(reasons.values()), tuple(run_id for run_id, _ in deleted), dict(Counter(name for _, name in deleted)), dict(reasons)
+        sum(reasons.values()),
+        tuple(run_id for run_id, _ in deleted),
+        dict(Counter(name for _, name in deleted)),
+        dict(reasons),
+        len(old),
     )
 
 
@@ -101,11 +121,21 @@ def _held(instance: dg.DagsterInstance, watched: Watched, keep: int) -> dict[str
     return held
 
 
-def _pages(fetch: Callable[[str | None], Sequence[dg.DagsterRun]]) -> Iterator[dg.DagsterRun]:
+def _pages(fetch: Callable[[str | None], Sequence[dg.RunRecord]]) -> Iterator[dg.RunRecord]:
     cursor = None
     while page := fetch(cursor):
         yield from page
-        cursor = page[-1].run_id
+        cursor = page[-1].dagster_run.run_id
+
+
+def _tick_logs(instance: dg.DagsterInstance, before: float) -> list[Path]:
+    """Files of ticks that have ended before, in seconds of the epoch: Dagster deletes the ticks alone."""
+    manager = instance.compute_log_manager
+    if not isinstance(manager, LocalComputeLogManager):
+        return []
+    base = Path(manager.get_captured_local_path(["any"], "err")).parent
+    # REPOSITORY/SENSOR/TICK.err; of runs it is RUN/compute_logs/STEP.err.
+    return [p for p in base.glob("*/*/*.err") if p.parent.name != "compute_logs" and p.stat().st_mtime < before]
 
 
 def _delete(instance: dg.DagsterInstance, run_id: str) -> None:

@@ -1,6 +1,9 @@
 """Forgetting runs: what the newest history rests on stays, everything else goes with its events, logs and files."""
 
 import os
+import time
+from datetime import timedelta
+from pathlib import Path
 
 import dagster as dg
 import pytest
@@ -72,6 +75,35 @@ def test_a_run_in_flight_is_never_deleted(instance):
     old = [instance.create_run_for_job(DEFS.resolve_job_def("broken"), status=dg.DagsterRunStatus.STARTED) for _ in range(3)]
     assert prune(instance, WATCHED, 1, dry_run=False).deleted == ()
     assert len(instance.get_runs()) == len(old)
+
+
+def test_what_a_sensor_asked_for_is_not_asked_for_again(instance, monkeypatch):
+    """The key of a run is known by the run alone."""
+    tags = {"dagster/run_key": "w1", "dagster/sensor_name": "fixture_drift"}
+    asked = instance.create_run_for_job(DEFS.resolve_job_def("broken"), status=dg.DagsterRunStatus.FAILURE, tags=tags)
+    instance.create_run_for_job(DEFS.resolve_job_def("broken"), status=dg.DagsterRunStatus.FAILURE)
+    assert prune(instance, WATCHED, 1, dry_run=False).reasons["asked for by a sensor within 90 days"] == 1
+    monkeypatch.setattr("akidb_pipelines.operations.pruning._KEYS_KEPT", timedelta(0))
+    assert prune(instance, WATCHED, 1, dry_run=False).deleted == (asked.run_id,)
+
+
+def test_logs_of_ticks_go_with_the_ticks(instance):
+    run_id = run(instance, "2026-01-01")
+    logs = []
+    for key, days in (
+        (["repository", "sensor", "1"], 91),
+        (["repository", "sensor", "2"], 89),
+        ([run_id, "compute_logs", "x"], 91),
+    ):
+        path = Path(instance.compute_log_manager.get_captured_local_path(key, "err"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (time.time() - days * 86400,) * 2)
+        logs.append(path)
+    assert prune(instance, WATCHED, 1, dry_run=True).tick_logs == 1
+    assert all(path.exists() for path in logs)
+    assert prune(instance, WATCHED, 1, dry_run=False).tick_logs == 1
+    assert [path.exists() for path in logs] == [False, True, True]
 
 
 def test_a_dry_run_only_says_it(instance):
