@@ -137,6 +137,18 @@ def expect_cluster(found: str, allowed: AllowList) -> None:
         )
 
 
+def expect_tools(missing: str) -> None:
+    """That whoever takes a node down here can build it anew here.
+
+    Raises:
+        GuardError: something is missing.
+    """
+    if missing:
+        raise GuardError(
+            Guard.TOOLS, f"{missing} is not on this machine", hint="drill where it is; recover a drill there, too (docs/dr-plan.md)"
+        )
+
+
 def expect_quorum(nodes: Sequence[Node], victims: Sequence[Node]) -> None:
     """That those who stay are a majority of all managers; distinct addresses count, so that a ghost counts once.
 

@@ -6,6 +6,7 @@ Terraform where that file names a folder; else by the SDK, which the report tell
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -183,6 +184,13 @@ class OciStaging:
         """See Target."""
         database = self.database(node)
         return database is not None and database.exists()
+
+    def missing(self) -> str:
+        """See Target."""
+        folder = self.staging.terraform
+        if folder and not shutil.which("terraform"):
+            return "the program terraform"
+        return f"{folder}, the folder of {self.staging.path.name} for terraform" if folder and not Path(folder).is_dir() else ""
 
     def terraform_state(self) -> Path | None:
         """See Target: staging's own state is not lost on purpose."""

@@ -31,6 +31,7 @@ def preflight(drill: Drill) -> str:
         known = ", ".join(sorted(target.faults))
         raise InputError(f"{drill.scenario.name} cannot be rehearsed on {target.name}", hint=f"it can do {known}; or --target lab")
     allowed = guards.read_allow_list(target.allow_list())
+    guards.expect_tools(target.missing())
     facts.cluster_id = target.cluster_id()
     guards.expect_cluster(facts.cluster_id, allowed)
     nodes = target.nodes()

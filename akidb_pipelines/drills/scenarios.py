@@ -49,6 +49,7 @@ class Guard(StrEnum):
     BACKUP = "verified-backup"
     BACKUP_AGE = "backup-age"
     CONFIRM = "confirm"
+    TOOLS = "tools"
 
 
 class Fault(StrEnum):

@@ -130,6 +130,10 @@ class Target(Protocol):
         """
         ...
 
+    def missing(self) -> str:
+        """What a node cannot be built anew without, and is not there; empty when nothing is."""
+        ...
+
     def terraform_state(self) -> Path | None:
         """The state file; None where there is none here."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -130,6 +131,20 @@ def _refused(desk: Desk, oci: OciStagingStub, node: str) -> str:
     done = desk.run("oci", Request(scenario_named("node_power_off"), "me", node, confirm=confirmed(node)))
     assert done.verdict == "aborted" and changes(oci) == []
     return done.reason
+
+
+def test_where_a_node_could_not_be_built_anew_none_is_touched(settings, oci, tmp_path, monkeypatch):
+    """As in a container of the team tier, which has no Terraform."""
+
+    def refused(folder) -> str:
+        staging = open_staging(settings)
+        staging.staging = replace(staging.staging, terraform=str(folder))
+        return _refused(open_desk(settings, {"oci": lambda _: staging}), oci, "staging-2")
+
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "guard tools: the program terraform is not on this machine; nothing was touched" in refused(tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert "guard tools" in refused(tmp_path / "nowhere")
 
 
 def test_a_node_that_is_not_in_the_allow_list_is_not_touched(desk, oci):
