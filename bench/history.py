@@ -44,14 +44,17 @@ def write_year(instance: dg.DagsterInstance, watched: Watched) -> Written:
     for back in range(364, -1, -1):
         day = today - timedelta(days=back)
         for job, assets in (*_DAILY, *(_WEEKLY if day.weekday() == 0 else ())):
-            events += _run(instance, watched, job, assets, day.isoformat())
-            runs += 1
+            of = watched.members.get(dg.AssetKey(assets[0])) if assets else None
+            for member in sorted(of.names) if of else ("",):
+                tags = {"dagster/partition": f"{member}|{day}", f"dagster/partition/{of.dimension}": member} if of else {}
+                events += _run(instance, watched, job, assets, {"dagster/partition": day.isoformat(), **tags})
+                runs += 1
     stored = sum(p.stat().st_size for p in Path(instance.root_directory).rglob("*") if p.is_file())
     return Written(runs, events, stored)
 
 
-def _run(instance: dg.DagsterInstance, watched: Watched, job: str, assets: tuple[str, ...], partition: str) -> int:
-    run = dg.DagsterRun(job, run_id=make_new_run_id(), status=dg.DagsterRunStatus.STARTED, tags={"dagster/partition": partition})
+def _run(instance: dg.DagsterInstance, watched: Watched, job: str, assets: tuple[str, ...], tags: dict[str, str]) -> int:
+    run = dg.DagsterRun(job, run_id=make_new_run_id(), status=dg.DagsterRunStatus.STARTED, tags=tags)
     instance.add_run(run)
     line = "a line such as Dagster writes " * 8
     engine = DagsterEvent(DagsterEventType.ENGINE_EVENT.value, job, event_specific_data=EngineEventData(), message=line)
@@ -59,7 +62,7 @@ def _run(instance: dg.DagsterInstance, watched: Watched, job: str, assets: tuple
     for asset in assets:
         key = dg.AssetKey(asset)
         numbers = {name: n for n, name in enumerate(("size_bytes", "stored_bytes", "seconds", "rows", "migration_seconds"), 1)}
-        made = dg.AssetMaterialization(key, partition=partition, metadata=numbers)
+        made = dg.AssetMaterialization(key, partition=tags["dagster/partition"], metadata=numbers)
         told.append(
             DagsterEvent(DagsterEventType.ASSET_MATERIALIZATION.value, job, event_specific_data=StepMaterializationData(made))
         )
