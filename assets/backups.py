@@ -15,7 +15,7 @@ from akidb_pipelines.backups.checklist import BLOCKING_CHECKS, CHECKS, LAB
 from akidb_pipelines.errors import InputError, PipelineError
 from akidb_pipelines.resources import BackupTools
 from assets.checks import check_result
-from assets.common import built_metadata, logging, newest_partition, started_by, telling
+from assets.common import built_metadata, ended_checks, logging, newest_partition, started_by, telling
 from assets.partitions import DAYS
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ def terraform_state_backup(
             shelf.state(copy)  # read back, parsed, and compared with what it was kept as
     if not kept:
         context.log.warning("not configured: set AKIDB_TERRAFORM_STATE")
+        yield from ended_checks(context, TERRAFORM, _KEPT_CHECKS)
         return
     metadata: dict[str, dg.MetadataValue] = {}
     for copy in kept:
@@ -246,6 +247,7 @@ def dashboard_export(
         done = backup_tools.export_dashboards()
     if done is None:
         context.log.warning("not configured: set AKIDB_GRAFANA_URL and AKIDB_GRAFANA_TOKEN")
+        yield from ended_checks(context, DASHBOARDS, _KEPT_CHECKS)
         return
     yield dg.MaterializeResult(
         asset_key=DASHBOARDS,

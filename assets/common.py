@@ -88,11 +88,15 @@ def not_configured(
 
 def ended_checks(context: dg.AssetExecutionContext, asset: dg.AssetKey, checks: Collection[str]) -> Iterator[dg.AssetCheckResult]:
     """For each check that has nothing to look at and failed when it had: that this is over."""
-    storage, ended = context.instance.event_log_storage, {Outcome.SUCCEEDED, Outcome.FAILED}  # this run's own are planned
-    for name in checks:
-        last = storage.get_asset_check_execution_history(dg.AssetCheckKey(asset, name), limit=1, status=ended)
-        if last and last[0].status is Outcome.FAILED:
-            yield dg.AssetCheckResult(asset_key=asset, check_name=name, passed=True, description="no longer configured")
+    for name in failed_checks(context.instance, asset, checks):
+        yield dg.AssetCheckResult(asset_key=asset, check_name=name, passed=True, description="no longer configured")
+
+
+def failed_checks(instance: dg.DagsterInstance, asset: dg.AssetKey, checks: Collection[str]) -> list[str]:
+    """Those whose newest outcome is a failure; what is planned or under way has none."""
+    ask, ended = instance.event_log_storage.get_asset_check_execution_history, {Outcome.SUCCEEDED, Outcome.FAILED}
+    newest = {name: ask(dg.AssetCheckKey(asset, name), limit=1, status=ended) for name in checks}
+    return sorted(name for name, found in newest.items() if found and found[0].status is Outcome.FAILED)
 
 
 def newest_partition(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext, asset: dg.AssetKey) -> str:

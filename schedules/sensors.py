@@ -23,7 +23,8 @@ from akidb_pipelines.errors import PipelineError
 from akidb_pipelines.fixtures.stale import affected_weeks
 from akidb_pipelines.periods import FIRST_MONTH, Month, Week
 from akidb_pipelines.resources import CostTools, DrillTools, FixtureTools, RegistryTools
-from assets.drills import REPORT, recent_evaluations, recovery_job
+from assets.common import failed_checks
+from assets.drills import RECENT, REPORT, recent_evaluations, recovery_job
 from assets.fixtures import AGREES, RELEASE, SANDBOX, agreement
 from assets.registry import EXPIRY_CHECK, REGISTRY, expiry_result
 from schedules.jobs import costs_rollup_job, dr_drill_job, fixtures_job
@@ -121,8 +122,8 @@ def drill_overdue(context: dg.SensorEvaluationContext, drill_tools: dg.ResourceP
     before = json.loads(context.cursor) if context.cursor else {}
     after = {e.check_name: e.passed for e in found}
     changed = [e for e in found if before.get(e.check_name) != e.passed]
-    # What is no longer configured is no longer overdue.
-    gone = [name for name, passed in before.items() if name not in after and not passed]
+    # What is not configured is not overdue, whoever found it so before.
+    gone = failed_checks(context.instance, REPORT, RECENT.values() - after.keys())
     changed += [
         dg.AssetCheckEvaluation(asset_key=REPORT, check_name=n, passed=True, description="no longer configured") for n in gone
     ]

@@ -214,7 +214,9 @@ def collect(instance: dg.DagsterInstance, watched: Watched, now: float | None = 
         now: seconds of the epoch; default: the present.
     """
     now = datetime.now(UTC).timestamp() if now is None else now
-    queued = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]), limit=1, ascending=True)
+    queued = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]), limit=_RECENT_RUNS, ascending=True)
+    # Those that take hours wait for each other for hours, as they should.
+    waiting = [record.create_timestamp.timestamp() for record in queued if "akidb/long" not in record.dagster_run.tags]
     of_members = _runs_of_members(instance, watched)
     checks = (*_checks(instance, watched), *_checks_of_members(instance, watched, of_members))
     succeeded, assets = {c.label: c.at for c in checks}, []
@@ -229,7 +231,7 @@ def collect(instance: dg.DagsterInstance, watched: Watched, now: float | None = 
         jobs=tuple(_jobs(watched, _newest_runs(instance, watched, of_members), succeeded, now)),
         sensors=tuple(_sensors(instance)),
         runs={s.value: instance.get_runs_count(dg.RunsFilter(statuses=[s])) for s in _IN_FLIGHT},
-        oldest_queued_s=max(0.0, now - queued[0].create_timestamp.timestamp()) if queued else 0.0,
+        oldest_queued_s=max(0.0, now - waiting[0]) if waiting else 0.0,
         heartbeats={name: beat.timestamp for name, beat in instance.get_daemon_heartbeats().items() if name in needed},
     )
 
@@ -331,7 +333,7 @@ def _newest_runs(
     instance: dg.DagsterInstance, watched: Watched, of_members: Mapping[Member, Sequence[dg.RunRecord]]
 ) -> list[dg.RunRecord]:
     """Finished ones, newest first. Job by job: one that runs every quarter of an hour must not push a weekly one out of sight."""
-    found = {record.storage_id: record for records in of_members.values() for record in records}
+    found = {r.storage_id: r for records in of_members.values() for r in records if r.dagster_run.job_name in watched.jobs}
     for job in watched.jobs:
         limit = _RECENT_BY_HAND if _is_by_hand(job) else _RECENT_RUNS
         of_job = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=_ENDED), limit=limit)
@@ -339,19 +341,23 @@ def _newest_runs(
     return [found[storage_id] for storage_id in sorted(found, reverse=True)]
 
 
-def _jobs(watched: Watched, records: Iterable[dg.RunRecord], succeeded: Mapping[str, float], now: float) -> Iterable[JobFact]:
+def _jobs(watched: Watched, records: Sequence[dg.RunRecord], succeeded: Mapping[str, float], now: float) -> Iterable[JobFact]:
     known = frozenset({"", *chain.from_iterable(m.names for m in watched.members.values())})
+    runs = {record.dagster_run.run_id: record.dagster_run for record in records}
     seen: dict[str, JobFact] = {}
     for record in records:
         run, member = record.dagster_run, _member(record.dagster_run)
         at = record.end_time or record.update_timestamp.timestamp()
         if AUTO_RETRY_RUN_ID_TAG in run.tags or (run.tags.get(WILL_RETRY_TAG) == "true" and now - at < _RETRY_S):
             continue  # the run that tries it again speaks for both
-        name = subject_of(run, watched)
+        asked = runs.get(run.root_run_id or "", run) if _goes_on(run) else run
+        name = subject_of(asked, watched)
         if name in seen or member not in known:
             continue
         # What was started by hand and failed is over when all of it has succeeded since, by whichever run.
-        made_good = [max(succeeded.get(one, 0.0), succeeded.get(_labelled(one, member), 0.0)) > at for one in _chosen(run, watched)]
+        made_good = [
+            max(succeeded.get(one, 0.0), succeeded.get(_labelled(one, member), 0.0)) > at for one in _chosen(asked, watched)
+        ]
         whole = seen.get(_labelled(run.job_name, member))
         is_good = run.is_success or (bool(made_good) and all(made_good)) or (whole is not None and whole.succeeded)
         seen[name] = JobFact(name, is_good, at, run.run_id, run.tags.get("dagster/partition", ""))
@@ -376,23 +382,23 @@ def subject_of(run: dg.DagsterRun, watched: Watched) -> str:
 
 
 def _chosen(run: dg.DagsterRun, watched: Watched) -> list[str]:
-    """Assets, checks or steps that a run is narrowed to; none for a whole job, and for one that does what another left."""
+    """Assets, checks or steps that a run is narrowed to; none for a whole job."""
     assets, checks = run.asset_selection or set(), run.asset_check_selection or set()
     by_hand = _is_by_hand(run.job_name)
-    if not by_hand:
-        if ASSET_RESUME_RETRY_TAG in run.tags:
-            return []
-        if not assets or assets >= watched.parts.get(run.job_name, frozenset()):
-            assets, steps = set(), set(run.step_keys_to_execute or ())
-            if (
-                run.parent_run_id
-                and RESUME_RETRY_TAG not in run.tags
-                and steps
-                and not steps >= watched.steps.get(run.job_name, steps)
-            ):
-                return sorted(steps)
-    chosen = sorted(key.to_user_string() for key in assets) or sorted(f"{k.asset_key.to_user_string()}/{k.name}" for k in checks)
-    return chosen or (["assets"] if by_hand else [])
+    if not by_hand and assets and assets >= watched.parts.get(run.job_name, frozenset()):
+        assets, checks = set(), set()  # the UI names all of them
+    if chosen := sorted(k.to_user_string() for k in assets) or sorted(f"{k.asset_key.to_user_string()}/{k.name}" for k in checks):
+        return chosen
+    if by_hand:
+        return ["assets"]
+    steps = set(run.step_keys_to_execute or ())
+    is_part = run.parent_run_id and steps and not steps >= watched.steps.get(run.job_name, steps) and not _goes_on(run)
+    return sorted(steps) if is_part else []
+
+
+def _goes_on(run: dg.DagsterRun) -> bool:
+    """Whether it does what another run left, and so speaks for all that that one was started for."""
+    return RESUME_RETRY_TAG in run.tags or ASSET_RESUME_RETRY_TAG in run.tags
 
 
 def _is_by_hand(job: str) -> bool:

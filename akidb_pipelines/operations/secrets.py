@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import yaml
 from dagster import DagsterError, Field, StringSource
+from dagster._check import CheckError
 from dagster._core.secrets.loader import SecretsLoader
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
@@ -29,8 +30,8 @@ _ALLOWED = ("AKIDB_", "AWS_")
 """Entries of other names are left alone: PATH in Vault would be in every process."""
 NOT_FOR_RUNS = ("AKIDB_AUTH_", "AKIDB_PAGERDUTY_", "AKIDB_SECURITY_", "AKIDB_SLACK_")
 """What only the front and the sender of alerts need."""
-_IN_RUN = "DAGSTER_RUN_JOB_NAME"
-"""Set by Dagster's launchers in a run's container."""
+_IN_RUN = ("DAGSTER_RUN_JOB_NAME", "AKIDB_CELERY_WORKER")
+"""Set by Dagster in a run's container, and by deploy/celery in workers."""
 
 
 def take_secrets(configuration: Path) -> None:
@@ -46,7 +47,7 @@ def take_secrets(configuration: Path) -> None:
         told = yaml.safe_load(configuration.read_text(encoding="utf-8"))["secrets"]["custom"]
         data = ConfigurableClassData(told["module"], told["class"], yaml.safe_dump(told.get("config") or {}))
         loader = data.rehydrate(as_type=SecretsLoader)  # type: ignore[type-abstract]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, DagsterError, ImportError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, DagsterError, CheckError) as error:
         raise InputError(
             f"secrets of {configuration}: {error!r}", hint="docs/deployment.md, Secrets, says how it is written"
         ) from error
@@ -88,7 +89,7 @@ class VaultSecretsLoader(SecretsLoader[Any], ConfigurableClass):
         found = self._read()
         if odd := sorted(name for name, value in found.items() if not isinstance(value, str)):
             raise InputError(f"Vault, {self._mount}/{self._path}: {', '.join(odd)} is no text", hint="store every value as text")
-        left_out = NOT_FOR_RUNS if _IN_RUN in os.environ else ()
+        left_out = NOT_FOR_RUNS if any(name in os.environ for name in _IN_RUN) else ()
         wanted = {n: value for n, value in found.items() if n.startswith(_ALLOWED) and not n.startswith(left_out)}
         return {name: value for name, value in wanted.items() if not os.environ.get(name)}
 

@@ -5,6 +5,8 @@ The broker's address, with its password, stays in the environment.
 
 import os
 
+# A worker is where runs are: of Vault's secrets it takes none of alerts and login.
+os.environ["AKIDB_CELERY_WORKER"] = "1"
 broker_url = os.environ["AKIDB_CELERY_BROKER"]
 result_backend = os.environ["AKIDB_CELERY_BACKEND"]
 task_track_started = True

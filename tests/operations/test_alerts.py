@@ -12,6 +12,9 @@ import dagster as dg
 import httpx
 import pytest
 import yaml
+from dagster._core.code_pointer import FileCodePointer
+from dagster._core.origin import RepositoryPythonOrigin
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteRepositoryOrigin
 
 from akidb_pipelines.definitions import build_defs
 from akidb_pipelines.errors import InputError
@@ -291,6 +294,56 @@ def test_steps_that_are_run_again_alone_do_not_end_the_alert_of_their_job():
         # From the failure on is the whole job, and ends both.
         again(failed, ["breaks"], dg.DagsterRunStatus.SUCCESS, **{"dagster/is_resume_retry": "true"})
         assert rules_on(collect(instance, watched)) == set()
+
+
+def test_a_job_that_the_ui_launched_is_the_whole_job_and_a_part_that_goes_on_is_a_part():
+    """The UI names all assets and checks."""
+    both = dg.Definitions(assets=[breaks, judged], jobs=[dg.define_asset_job("both", selection=["breaks", "judged"])])
+    watched, job = watched_of(both.get_repository_def()), both.resolve_job_def("both")
+    one, every = frozenset({dg.AssetKey("breaks")}), frozenset({dg.AssetKey("breaks"), dg.AssetKey("judged")})
+    checks = frozenset({dg.AssetCheckKey(dg.AssetKey("judged"), "sound")})
+
+    def launched(status, assets, root=None, **tags):
+        made = instance.create_run_for_job(job, status=status, tags=tags)
+        instance.delete_run(made.run_id)
+        run_ = made._replace(asset_selection=assets, asset_check_selection=checks if assets == every else frozenset())
+        instance.add_run(run_._replace(parent_run_id=root, root_run_id=root))
+        return made.run_id
+
+    def on():
+        return [a.subject for a in firing(collect(instance, watched), load_table())]
+
+    with dg.instance_for_test() as instance:
+        instance.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE)
+        part = launched(dg.DagsterRunStatus.FAILURE, one)
+        assert on() == ["both", "breaks"]
+        launched(dg.DagsterRunStatus.SUCCESS, one, part, **{"dagster/is_asset_resume_retry": "true"})
+        assert on() == ["both"]
+        launched(dg.DagsterRunStatus.SUCCESS, every)
+        assert on() == []
+
+
+def test_what_takes_hours_may_wait_for_hours():
+    watched, job = watched_of(SMALL.get_repository_def()), SMALL.resolve_job_def("nightly")
+    server = GrpcServerCodeLocationOrigin(host="127.0.0.1", port=1, location_name="anywhere")
+    queued = {
+        "status": dg.DagsterRunStatus.QUEUED,
+        "remote_job_origin": RemoteRepositoryOrigin(server, "__repository__").get_job_origin("nightly"),
+        "job_code_origin": RepositoryPythonOrigin(sys.executable, FileCodePointer("x.py", "defs")).get_job_origin("nightly"),
+    }
+    with dg.instance_for_test() as instance:
+        instance.create_run_for_job(job, tags={"akidb/long": "true"}, **queued)
+        assert collect(instance, watched, now=time.time() + 7200).oldest_queued_s == 0
+        instance.create_run_for_job(job, **queued)
+        assert collect(instance, watched, now=time.time() + 7200).oldest_queued_s > 7000
+
+
+def test_a_run_of_a_job_that_is_gone_is_no_alert():
+    watched = watched_of(FLEET.get_repository_def())
+    with dg.instance_for_test() as instance:
+        snap(instance, "w1", "docker", fail=True)
+        gone = replace(watched, jobs=tuple(j for j in watched.jobs if j != "images"))
+        assert collect(instance, gone).jobs == ()
 
 
 def test_a_backfill_of_one_runner_pushes_no_other_out_of_sight():

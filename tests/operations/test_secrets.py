@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 
 from akidb_pipelines.errors import InputError, OutsideError
-from akidb_pipelines.operations.secrets import VaultSecretsLoader
+from akidb_pipelines.operations.secrets import VaultSecretsLoader, take_secrets
 from tests.services.http_stub import Status
 from tests.services.server import ROOT
 from tests.services.vault_stub import VaultStub
@@ -43,8 +43,10 @@ def test_vault_gives_what_the_environment_lacks(vault, monkeypatch):
 def test_a_run_gets_none_of_alerts(vault, monkeypatch):
     monkeypatch.delenv("AKIDB_GITHUB_TOKEN", raising=False)
     assert {*load()} == {"AKIDB_GITHUB_TOKEN", "AKIDB_SLACK_WEBHOOK"}
-    monkeypatch.setenv("DAGSTER_RUN_JOB_NAME", "backups")
-    assert {*load()} == {"AKIDB_GITHUB_TOKEN"}
+    for of_docker_or_celery in ("DAGSTER_RUN_JOB_NAME", "AKIDB_CELERY_WORKER"):
+        with monkeypatch.context() as within:
+            within.setenv(of_docker_or_celery, "x")
+            assert {*load()} == {"AKIDB_GITHUB_TOKEN"}
 
 
 def test_a_vault_that_refuses_or_is_away_is_told_without_its_secrets(vault, monkeypatch):
@@ -93,6 +95,15 @@ def test_every_command_has_them_and_goes_on_without_vault(vault, tmp_path, monke
     assert told.returncode == 0
     assert not store.exists()
     assert "going on without secrets: Vault, kv/akidb-pipelines" in " ".join(told.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "written", ["{}", "{custom: {module: nowhere, class: A}}", LOADER[9:-1].replace("VaultSecretsLoader", "VaultSecretLoader")]
+)
+def test_a_loader_that_is_written_wrongly_is_told(tmp_path, written):
+    (tmp_path / "dagster.yaml").write_text(f"secrets: {written}\n")
+    with pytest.raises(InputError, match=r"dagster\.yaml"):
+        take_secrets(tmp_path / "dagster.yaml")
 
 
 def run_cli(*arguments):

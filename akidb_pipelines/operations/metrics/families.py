@@ -45,7 +45,8 @@ def families(facts: Facts) -> Iterator[GaugeMetricFamily]:
     """All of them."""
     yield _gauge("daemon_heartbeat_timestamp_seconds", "Last heartbeat of Dagster's daemons.", ["daemon"], facts.heartbeats.items())
     yield _gauge("runs", "Runs in flight.", ["status"], facts.runs.items())
-    yield _gauge("oldest_queued_seconds", "How long the oldest run in the queue has waited.", [], [((), facts.oldest_queued_s)])
+    waited = "How long the oldest run in the queue has waited, but for those that take hours."
+    yield _gauge("oldest_queued_seconds", waited, [], [((), facts.oldest_queued_s)])
     yield _gauge(
         "last_success_timestamp_seconds",
         "When an asset was last materialized.",
