@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ PROBE_PATH = "/akidb/probe.py"
 _CHUNK = 2 << 20
 _TIMEOUT_SECONDS, _TRANSFER_SECONDS = 120, 3600
 """Of a request; of one that moves an image: the engine gathers all of it before the first byte."""
+_REMOVAL_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -247,15 +249,19 @@ class Engine:
 
 
 def _remove(container: Container) -> None:
-    """Remove a container, or wait until whoever is at it has: until then it holds its image."""
+    """Remove a container. If somebody is at it, until it is gone: it holds its image. Docker's own wait for that may wait for ever."""
     import docker
 
-    try:
-        container.remove(force=True)
-    except docker.errors.APIError as error:
-        if error.status_code != 409:
-            raise
-        container.wait(condition="removed")
+    until = time.monotonic() + _REMOVAL_SECONDS
+    while True:
+        try:
+            container.remove(force=True)
+        except docker.errors.APIError as error:
+            if error.status_code != 409 or time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+        else:
+            return
 
 
 def _hint(found: str) -> str:
