@@ -275,15 +275,20 @@ def test_a_part_of_a_job_that_succeeds_does_not_end_its_alert():
         assert rules_on(collect(instance, watched)) == set()
 
 
+def as_the_ui(instance, job, status, tags, **more) -> str:
+    """The id of a run with what Dagster's shortcut for tests has no arguments for."""
+    made = instance.create_run_for_job(job, status=status, tags=tags)
+    instance.delete_run(made.run_id)
+    instance.add_run(made._replace(**more))
+    return made.run_id
+
+
 def test_steps_that_are_run_again_alone_do_not_end_the_alert_of_their_job():
     both = dg.Definitions(assets=[breaks, judged], jobs=[dg.define_asset_job("both", selection=["breaks", "judged"])])
     watched, job = watched_of(both.get_repository_def()), both.resolve_job_def("both")
 
     def again(parent, steps, status, **tags):
-        """As the UI does it: Dagster's shortcut for tests has no such arguments."""
-        made = instance.create_run_for_job(job, status=status, tags=tags)
-        instance.delete_run(made.run_id)
-        instance.add_run(made._replace(parent_run_id=parent, root_run_id=parent, step_keys_to_execute=steps))
+        as_the_ui(instance, job, status, tags, parent_run_id=parent, root_run_id=parent, step_keys_to_execute=steps)
 
     with dg.instance_for_test() as instance:
         failed = instance.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE).run_id
@@ -304,11 +309,8 @@ def test_a_job_that_the_ui_launched_is_the_whole_job_and_a_part_that_goes_on_is_
     checks = frozenset({dg.AssetCheckKey(dg.AssetKey("judged"), "sound")})
 
     def launched(status, assets, root=None, **tags):
-        made = instance.create_run_for_job(job, status=status, tags=tags)
-        instance.delete_run(made.run_id)
-        run_ = made._replace(asset_selection=assets, asset_check_selection=checks if assets == every else frozenset())
-        instance.add_run(run_._replace(parent_run_id=root, root_run_id=root))
-        return made.run_id
+        chosen = {"asset_selection": assets, "asset_check_selection": checks if assets == every else frozenset()}
+        return as_the_ui(instance, job, status, tags, parent_run_id=root, root_run_id=root, **chosen)
 
     def on():
         return [a.subject for a in firing(collect(instance, watched), load_table())]
