@@ -80,6 +80,7 @@ class Seaweed:
             "s3.autoCreateBucket": "false",
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
+            "volume.max": 10_000,  # else free disk / volume size: each bucket takes a volume, so a disk half full runs out of buckets
             "volume.preStopSeconds": 0,
             "webdav": "false",
             "admin.ui": "false",
