@@ -22,7 +22,7 @@ from akidb_pipelines.resources import (
 )
 from akidb_pipelines.settings import Settings
 from assets import backups, costs, drills, fixtures, health, jetson, reflash, registry, runners
-from schedules import alerts, jobs, schedules, sensors
+from schedules import alerts, jobs, retries, schedules, sensors
 
 
 def build_defs(settings: Settings | None = None, progress: Callable[[str], Report] | None = None) -> dg.Definitions:
@@ -113,6 +113,7 @@ def build_defs(settings: Settings | None = None, progress: Callable[[str], Repor
             sensors.interrupted_drill,
             sensors.costs_restatement,
             alerts.alerts(settings),
+            retries.lost_retries,
         ],
         resources={
             "fixture_tools": FixtureTools(settings, progress),

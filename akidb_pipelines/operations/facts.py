@@ -22,7 +22,7 @@ from dagster._utils.schedules import cron_string_iterator
 _RECENT_RUNS, _RECENT_BY_HAND, _RECENT_OF_MEMBER = 15, 100, 10
 """Finished runs that are looked at for newest outcomes: of each job, of what was started without one, of each device and runner."""
 _RETRY_S = 120
-"""A run that is to be tried again is, within seconds; or never, if the code server was away at that moment."""
+"""A run that is to be tried again is, within seconds; within a minute or so if Dagster lost it (retries.py)."""
 _DIMENSIONS = ("device", "runner")
 """Of partitions, that tell apart what has nothing to do with each other: a Jetson's success says nothing about another's failure."""
 _FAILING_TICKS = 3

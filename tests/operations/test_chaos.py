@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._daemon.auto_run_reexecution.event_log_consumer import _create_cursor_key
 
 from tests.services.dagster_machine import DagsterMachine, wait
 from tests.services.server import ROOT
@@ -71,7 +72,31 @@ def test_a_worker_that_dies_with_its_code_server_is_noticed_by_the_daemon(machin
     seconds = seconds_until_failed(machine, run_id)
     record_property("detected_seconds", round(seconds, 1))
     assert machine.marked("lasted") == 0
+    # Without its code Dagster cannot try it again, and gives it up: that is noticed when the code is back.
     machine.start("code")
+    (machine.marks / "go-on").touch()
+    again = wait(lambda: machine.retry_of(run_id))
+    wait(lambda: machine.status(again.run_id) is SUCCESS)
+    assert (machine.marked("first"), machine.marked("lasted")) == (1, 1)
+
+
+@pytest.mark.slow
+def test_a_failure_that_the_daemon_looked_at_too_early_is_tried_again_once(machine, record_property):
+    """Before the run's status was stored; made here by telling the daemon, while it is away, that it has read everything."""
+    run_id = machine.in_second_step()
+    machine.kill("daemon")
+    machine.worker(run_id).kill()
+    wait(lambda: machine.status(run_id) is FAILURE)
+    newest = machine.instance.event_log_storage.get_maximum_record_id()
+    machine.instance.daemon_cursor_storage.set_cursor_values({_create_cursor_key(dg.DagsterEventType.RUN_FAILURE): str(newest)})
+    (machine.marks / "go-on").touch()
+    machine.start("daemon")
+    began = time.monotonic()
+    again = wait(lambda: machine.retry_of(run_id))
+    record_property("tried_again_after_seconds", round(time.monotonic() - began, 1))
+    wait(lambda: machine.status(again.run_id) is SUCCESS)
+    assert [r.run_id for r in machine.instance.get_runs() if r.parent_run_id == run_id] == [again.run_id]
+    assert (machine.marked("first"), machine.marked("lasted")) == (1, 1)
 
 
 @pytest.mark.slow

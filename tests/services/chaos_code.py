@@ -6,6 +6,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from schedules.retries import lost_retries
+
 MARKS = Path(os.environ.get("CHAOS_MARKS", "."))
 DAYS = dg.DailyPartitionsDefinition("2026-01-01", end_offset=1)
 
@@ -97,4 +99,9 @@ def every_day(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest(run_key=key, partition_key=key)
 
 
-defs = dg.Definitions(assets=[daily], jobs=[two_steps, burst, needs_database, breaks_when_told, daily_job], schedules=[every_day])
+defs = dg.Definitions(
+    assets=[daily],
+    jobs=[two_steps, burst, needs_database, breaks_when_told, daily_job],
+    schedules=[every_day],
+    sensors=[lost_retries],
+)

@@ -1,0 +1,138 @@
+"""Which runs Dagster should have tried again and did not. That its daemon does so when it is asked is in test_chaos.py."""
+
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import pytest
+from dagster._core.events import JobFailureData, RunFailureReason
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, WILL_RETRY_TAG
+from dagster._core.test_utils import create_run_for_test
+from dagster._daemon.auto_run_reexecution.event_log_consumer import _create_cursor_key
+
+from akidb_pipelines.operations.retries import find_lost_retries
+from schedules import retries
+
+READ_UP_TO = _create_cursor_key(dg.DagsterEventType.RUN_FAILURE)
+STARTED = dg.DagsterRunStatus.STARTED
+
+
+@pytest.fixture
+def instance(tmp_path):
+    (tmp_path / "dagster.yaml").write_text(
+        "telemetry: {enabled: false}\nrun_retries: {enabled: true, max_retries: 1, retry_on_asset_or_op_failure: false}\n"
+    )
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        yield instance
+
+
+def start(instance, week="2026-W47", **rest):
+    return create_run_for_test(instance, "fixtures", status=STARTED, tags={"dagster/partition": week}, **rest)
+
+
+def failed(instance, reason=RunFailureReason.RUN_EXCEPTION, **rest):
+    """A run whose process was lost."""
+    run = start(instance, **rest)
+    instance.report_run_failed(run, job_failure_data=JobFailureData(None, failure_reason=reason))
+    return run
+
+
+def daemon_has_read_all(instance):
+    """As it has when it looked before the run's status was stored."""
+    newest = instance.event_log_storage.get_maximum_record_id() or 0
+    instance.daemon_cursor_storage.set_cursor_values({READ_UP_TO: str(newest)})
+
+
+def read_up_to(instance):
+    return int(instance.daemon_cursor_storage.get_cursor_values({READ_UP_TO})[READ_UP_TO])
+
+
+def lost(instance, **rest):
+    return [one.run.run_id for one in find_lost_retries(instance, **rest)]
+
+
+def tick(instance, cursor=None):
+    context = dg.build_sensor_context(instance=instance, cursor=cursor)
+    return retries.lost_retries(context).cursor
+
+
+def failures_after(instance, number):
+    found = instance.event_log_storage.get_logs_for_all_runs_by_log_id(number, dg.DagsterEventType.RUN_FAILURE)
+    return [entry.run_id for entry in found.values()]
+
+
+def test_a_failure_that_the_daemon_has_not_dealt_with_is_not_lost(instance):
+    daemon_has_read_all(instance)
+    failed(instance)
+    assert lost(instance) == []
+
+
+def test_the_daemon_is_made_to_read_the_lost_failure_again_and_none_before_it(instance):
+    failed(instance, RunFailureReason.STEP_FAILURE, week="2026-W45")
+    run = failed(instance)
+    failed(instance, RunFailureReason.STEP_FAILURE, week="2026-W48")
+    daemon_has_read_all(instance)
+    assert lost(instance) == [run.run_id]
+    assert failures_after(instance, read_up_to(instance)) == []
+    tick(instance)
+    assert failures_after(instance, read_up_to(instance))[0] == run.run_id
+    assert lost(instance) == []  # it is the daemon's turn
+    assert any("tried again" in entry.message for entry in instance.all_logs(run.run_id))
+
+
+def test_what_the_daemon_gave_up_because_the_code_server_was_away_is_to_be_tried_again(instance):
+    run = failed(instance)
+    instance.add_run_tags(run.run_id, {WILL_RETRY_TAG: "false"})
+    daemon_has_read_all(instance)
+    tick(instance)
+    assert instance.get_run_by_id(run.run_id).tags[WILL_RETRY_TAG] == "true"
+
+
+def test_a_failed_step_is_a_finding_and_stays_one(instance):
+    failed(instance, RunFailureReason.STEP_FAILURE)
+    daemon_has_read_all(instance)
+    assert lost(instance) == []
+
+
+def test_what_was_tried_again_is_not_lost(instance):
+    run = failed(instance)
+    daemon_has_read_all(instance)
+    again = start(instance, root_run_id=run.run_id, parent_run_id=run.run_id)
+    instance.add_run_tags(run.run_id, {AUTO_RETRY_RUN_ID_TAG: again.run_id})
+    assert lost(instance) == []
+
+
+def test_what_somebody_launched_anew_is_not_tried_again(instance):
+    run = failed(instance)
+    start(instance, "2026-W48")
+    daemon_has_read_all(instance)
+    assert lost(instance) == [run.run_id]  # another week is another matter
+    start(instance)
+    assert lost(instance) == []
+
+
+def test_what_failed_more_than_a_day_ago_is_history(instance):
+    run = failed(instance)
+    daemon_has_read_all(instance)
+    now = datetime.now(UTC)
+    assert lost(instance, now=now + timedelta(hours=23)) == [run.run_id]
+    assert lost(instance, now=now + timedelta(hours=25)) == []
+
+
+def test_a_job_that_nobody_starts_again_but_a_person_is_left_alone(instance):
+    run = create_run_for_test(instance, "dr_drill", status=STARTED, tags={"dagster/max_retries": "0"})
+    instance.report_run_failed(run)
+    daemon_has_read_all(instance)
+    assert lost(instance) == []
+
+
+def test_the_daemon_is_asked_three_times_and_then_a_person_is(instance, capfd):
+    """It refuses where it has a reason to: the job is gone, say."""
+    run = failed(instance)
+    cursor, asked = None, []
+    for _ in range(5):
+        daemon_has_read_all(instance)
+        before = read_up_to(instance)
+        cursor = tick(instance, cursor)
+        asked.append(read_up_to(instance) < before)
+    assert asked == [True, True, True, False, False]
+    assert f"run {run.run_id} of fixtures: not tried again" in capfd.readouterr().err
