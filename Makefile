@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Tests that may not run at the same time stay in one worker: tests/conftest.py says which.
 TWO_AT_ONCE := -n 2 --no-loadscope-reorder
 CHAOS := $(addprefix tests/store/test_,faults.py kills.py attacks.py lease.py retention.py pull.py) \
-	$(addprefix tests/images/test_,faults.py kills.py) $(addprefix tests/operations/test_,chaos.py team.py alerts.py) \
+	$(addprefix tests/images/test_,faults.py kills.py) $(addprefix tests/operations/test_,chaos.py team.py celery.py alerts.py) \
 	tests/drills/test_lab_drills.py tests/backups/test_depot.py tests/test_periods.py \
 	--deselect tests/drills/test_lab_drills.py::test_ten_drills_in_a_row_are_green
 
@@ -43,7 +43,7 @@ test: setup-dev lint  ## everything that CI runs
 	@scripts/test-packages
 	@$(BIN)/python -m pytest $(TWO_AT_ONCE) -m "not exhaustive" $(PYTEST_ARGS)
 
-test-all: setup-dev lint  ## test, and every kill point and repeat
+test-all: setup-dev lint  ## test, and every kill point, repeat and fault
 	@scripts/test-packages
 	@$(BIN)/python -m pytest $(TWO_AT_ONCE) $(PYTEST_ARGS)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,13 @@ def test_make_targets_exist():
     for page in PAGES:
         for target in re.findall(r"(?:^|`)make ([a-z-]+)", page.read_text(), re.MULTILINE):
             assert target in targets, f"{page.name}: make {target}"
+
+
+def test_the_fault_matrix_is_what_make_chaos_runs():
+    matrix = (ROOT / "docs" / "reliability.md").read_text().split("## Load")[0]
+    told = set(re.findall(r"[\w/]*test_\w+\.py", matrix))
+    recipe = subprocess.run(["make", "-n", "chaos"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {f"tests/{path}" for path in told} <= set(recipe.split())
 
 
 def test_every_setting_is_in_the_readme_and_no_other():

@@ -85,6 +85,7 @@ def test_a_run_is_done_by_a_worker(machine):
     wait(lambda: machine.status(run_id) is SUCCESS)
 
 
+@pytest.mark.exhaustive
 def test_a_worker_that_is_lost_is_noticed_and_its_run_tried_again_elsewhere(machine, record_property):
     machine.forget()
     run_id = machine.in_second_step()
@@ -99,6 +100,7 @@ def test_a_worker_that_is_lost_is_noticed_and_its_run_tried_again_elsewhere(mach
     assert (machine.marked("first"), machine.marked("lasted")) == (1, 1)
 
 
+@pytest.mark.exhaustive
 def test_a_redis_that_is_lost_and_begins_anew_starts_nothing_twice(machine):
     machine.forget()
     run_id = machine.in_second_step()
@@ -115,6 +117,7 @@ def test_a_redis_that_is_lost_and_begins_anew_starts_nothing_twice(machine):
     wait(lambda: machine.marked("after") == 1)
 
 
+@pytest.mark.exhaustive
 def test_what_is_terminated_stays_terminated(machine):
     machine.forget()
     run_id = machine.in_second_step()

@@ -62,6 +62,7 @@ def test_a_killed_code_server_leaves_the_run_alone(machine):
     machine.start("code")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_worker_that_dies_with_its_code_server_is_noticed_by_the_daemon(machine, record_property):
     """As when a machine is out of memory. Nobody is left to tell but the daemon, which looks for the process itself."""
@@ -80,6 +81,7 @@ def test_a_worker_that_dies_with_its_code_server_is_noticed_by_the_daemon(machin
     assert (machine.marked("first"), machine.marked("lasted")) == (1, 1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_failure_that_the_daemon_looked_at_too_early_is_tried_again_once(machine, record_property):
     """Before the run's status was stored; made here by telling the daemon, while it is away, that it has read everything."""
@@ -122,6 +124,7 @@ def test_what_takes_hours_leaves_a_place_for_what_must_not_wait(machine):
     wait(lambda: all(machine.status(r) is SUCCESS for r in long))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_run_that_was_being_started_when_everything_died_is_tried_again_and_runs_once(tmp_path):
     """Its process never was: nobody but the daemon's clock can tell."""
@@ -149,6 +152,7 @@ def _named(name):
     return {"ops": {"short": {"config": {"name": name}}}}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_burst_survives_the_death_of_everything(machine, record_property):
     """Fourteen runs on SQLite; daemon, code server, webserver and workers are killed in the middle."""
@@ -176,6 +180,7 @@ def test_a_burst_survives_the_death_of_everything(machine, record_property):
             assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",), path
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_of_ticks_that_were_missed_the_newest_is_run_once(tmp_path):
     """The schedule began three days ago by the daemon's clock; then the daemon is dead until now. Earlier days are for a backfill."""

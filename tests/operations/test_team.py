@@ -160,7 +160,7 @@ def test_what_is_terminated_stays_terminated(machine, engine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [3, 25])
+@pytest.mark.parametrize("seconds", [3, pytest.param(25, marks=pytest.mark.exhaustive)])
 def test_postgresql_goes_away_for_a_while(machine, postgres_tcp, seconds, record_property):
     """What a step cannot do meanwhile it does again: an op with a retry policy outlives even half a minute."""
     run_id = machine.launched("needs_database")
