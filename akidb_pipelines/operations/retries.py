@@ -1,39 +1,44 @@
 """Runs that Dagster should have tried again and did not.
 
 A failure is stored before the run's new status. Dagster's daemon (its event log consumer), if it looks in between, finds a run that has not
-failed, and goes on for good; if the code server is away when it looks, it gives the run up. Trying again is its work all the same: it is
-only made to look once more, which harms nothing, since what was tried again is not tried twice.
+failed, and goes on for good; if the code server is away when it looks, it gives the run up. Trying again is its work all the same: its
+cursor is set back, so that it looks once more. What it has tried again it does not try twice, and of a failed step it says once more that it
+stays one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
-from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, PARTITION_NAME_TAG, RUN_FAILURE_REASON_TAG, WILL_RETRY_TAG
+from dagster._core.storage.tags import AUTO_RETRY_RUN_ID_TAG, RUN_FAILURE_REASON_TAG, WILL_RETRY_TAG
 
-_WITHIN = timedelta(days=1)
-"""What failed before is history."""
+_WITHIN = timedelta(hours=6)
+"""What failed before, people have dealt with."""
+_TIMES = 3
+"""How often the daemon is asked: what it refuses then, it has a reason to (the job is gone, the backfill was canceled)."""
+_ASKED = "akidb/asked_again"
+"""Tag of a run: how often that was."""
 _READ_UP_TO = f"EVENT_LOG_CONSUMER_CURSOR-{dg.DagsterEventType.RUN_FAILURE.value}"
 """Under which the daemon keeps the number of the last failure that it has dealt with."""
 _MOST_FAILURES = 1000
 
 
 @dataclass(frozen=True)
-class LostRetry:
-    """A run that was dealt with and not tried again."""
+class Retries:
+    """What was found, and done about it."""
 
-    run: dg.DagsterRun
-    event: int
-    """Number of its failure among all events."""
+    asked: tuple[dg.DagsterRun, ...] = ()
+    """Dagster was asked to look at them once more."""
+    given_up: tuple[dg.DagsterRun, ...] = ()
+    """Nothing tries them again: asked often enough, or somebody has done it by hand."""
 
 
-def find_lost_retries(instance: dg.DagsterInstance, now: datetime | None = None) -> list[LostRetry]:
-    """What failed within a day, should be tried again, was not, and that nobody has launched anew since.
+def ask_again(instance: dg.DagsterInstance, now: datetime | None = None) -> Retries:
+    """Find what was lost within six hours, and make the daemon look at it once more.
 
     Args:
         instance: Dagster's.
@@ -41,45 +46,43 @@ def find_lost_retries(instance: dg.DagsterInstance, now: datetime | None = None)
     """
     read_up_to = instance.daemon_cursor_storage.get_cursor_values({_READ_UP_TO}).get(_READ_UP_TO)
     if read_up_to is None or not instance.run_retries_enabled:
-        return []
+        return Retries()
     since = (now or datetime.now(UTC)) - _WITHIN
-    records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=since))
-    forgotten = {
-        r.dagster_run.run_id: r.dagster_run
-        for r in records
-        if _is_to_be_tried_again(instance, r.dagster_run) and not _is_overtaken(instance, r)
-    }
-    if not forgotten:
-        return []
+    failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=since))
+    runs = [(run, _is_to_be_tried_again(instance, run)) for run in failed if AUTO_RETRY_RUN_ID_TAG not in run.tags]
+    runs = [(run, wanted) for run, wanted in runs if wanted or _is_promised(run)]
+    if not runs:
+        return Retries()
     failures = dg.RunStatusChangeRecordsFilter(dg.DagsterEventType.RUN_FAILURE, after_timestamp=since.timestamp())
     events = {e.run_id: e.storage_id for e in instance.fetch_run_status_changes(failures, limit=_MOST_FAILURES).records}
     # What comes after the cursor is still to be dealt with.
-    return [LostRetry(run, events[i]) for i, run in forgotten.items() if i in events and events[i] <= int(read_up_to)]
+    runs = [(run, wanted) for run, wanted in runs if run.run_id in events and events[run.run_id] <= int(read_up_to)]
+    asked = tuple(run for run, wanted in runs if wanted)
+    given_up = tuple(run for run, wanted in runs if not wanted)
+    for run in given_up:
+        # Else the daemon, whose cursor goes back for others, would believe the tag; so would a backfill, and wait.
+        instance.add_run_tags(run.run_id, {WILL_RETRY_TAG: "false"})
+    for run in asked:
+        instance.add_run_tags(run.run_id, {WILL_RETRY_TAG: "true", _ASKED: str(_asked(run) + 1)})
+        instance.report_engine_event("This run should have been tried again and was not: Dagster is asked to, once more", run)
+    if asked:
+        instance.daemon_cursor_storage.set_cursor_values({_READ_UP_TO: str(min(events[run.run_id] for run in asked) - 1)})
+    return Retries(asked, given_up)
 
 
-def ask_again(instance: dg.DagsterInstance, lost: Sequence[LostRetry]) -> None:
-    """Makes the daemon deal with these failures once more, and with those after them."""
-    for one in lost:
-        if one.run.tags.get(WILL_RETRY_TAG) != "true":
-            instance.add_run_tags(one.run.run_id, {WILL_RETRY_TAG: "true"})
-        instance.report_engine_event("This run should have been tried again and was not: Dagster is asked to, once more", one.run)
-    if lost:
-        instance.daemon_cursor_storage.set_cursor_values({_READ_UP_TO: str(min(one.event for one in lost) - 1)})
+def _asked(run: dg.DagsterRun) -> int:
+    return int(run.tags.get(_ASKED, "0"))
+
+
+def _is_promised(run: dg.DagsterRun) -> bool:
+    return run.tags.get(WILL_RETRY_TAG) == "true"
 
 
 def _is_to_be_tried_again(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    if AUTO_RETRY_RUN_ID_TAG in run.tags:
-        return False
+    """By Dagster's own rules, which count what somebody has started again by hand; not what was asked for often enough."""
     why = run.tags.get(RUN_FAILURE_REASON_TAG)
-    return bool(auto_reexecution_should_retry_run(instance, run, RunFailureReason(why) if why else None))
-
-
-def _is_overtaken(instance: dg.DagsterInstance, record: dg.RunRecord) -> bool:
-    """Whether the same was launched since, by a schedule or by somebody who saw the failure."""
-    run, partition = record.dagster_run, record.dagster_run.tags.get(PARTITION_NAME_TAG)
-    later = dg.RunsFilter(
-        job_name=run.job_name,
-        tags={PARTITION_NAME_TAG: partition} if partition else {},
-        created_after=record.create_timestamp,
+    return (
+        _asked(run) < _TIMES
+        and run.remote_job_origin is not None
+        and bool(auto_reexecution_should_retry_run(instance, run, RunFailureReason(why) if why else None))
     )
-    return any((r.run_config, r.asset_selection) == (run.run_config, run.asset_selection) for r in instance.get_runs(later))

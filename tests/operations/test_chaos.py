@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.storage.tags import WILL_RETRY_TAG
 from dagster._daemon.auto_run_reexecution.event_log_consumer import _create_cursor_key
 
 from tests.services.dagster_machine import DagsterMachine, wait
@@ -74,6 +75,7 @@ def test_a_worker_that_dies_with_its_code_server_is_noticed_by_the_daemon(machin
     record_property("detected_seconds", round(seconds, 1))
     assert machine.marked("lasted") == 0
     # Without its code Dagster cannot try it again, and gives it up: that is noticed when the code is back.
+    wait(lambda: machine.instance.get_run_by_id(run_id).tags.get(WILL_RETRY_TAG) == "false")
     machine.start("code")
     (machine.marks / "go-on").touch()
     again = wait(lambda: machine.retry_of(run_id))
@@ -97,6 +99,9 @@ def test_a_failure_that_the_daemon_looked_at_too_early_is_tried_again_once(machi
     again = wait(lambda: machine.retry_of(run_id))
     record_property("tried_again_after_seconds", round(time.monotonic() - began, 1))
     wait(lambda: machine.status(again.run_id) is SUCCESS)
+    asked = machine.ticks("lost_retries")
+    wait(lambda: machine.ticks("lost_retries") > asked)
+    time.sleep(10)  # two looks of the daemon at its failures
     assert [r.run_id for r in machine.instance.get_runs() if r.parent_run_id == run_id] == [again.run_id]
     assert (machine.marked("first"), machine.marked("lasted")) == (1, 1)
 

@@ -15,6 +15,7 @@ import dagster as dg
 import httpx
 import psutil
 import pytest
+from dagster._core.scheduler.instigation import TickStatus
 
 from tests.services.server import ROOT, free_port
 
@@ -204,6 +205,11 @@ class DagsterMachine:
     def retry_of(self, run_id: str) -> dg.DagsterRun | None:
         """The run that tries it again."""
         return next((r for r in self.instance.get_runs() if r.parent_run_id == run_id), None)
+
+    def ticks(self, sensor: str) -> int:
+        """How often a sensor was evaluated."""
+        state = next(s for s in self.instance.all_instigator_state() if s.instigator_name == sensor)
+        return len(self.instance.get_ticks(state.instigator_origin_id, state.selector_id, statuses=[TickStatus.SKIPPED]))
 
     def log(self) -> str:
         """What all processes said."""
