@@ -27,7 +27,7 @@ _DIMENSIONS = ("device", "runner")
 """Of partitions, that tell apart what has nothing to do with each other: a Jetson's success says nothing about another's failure."""
 _FAILING_TICKS = 3
 """So many failures in a row of a sensor are no accident."""
-_ENDED_TICKS = (TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE)
+_ENDED_TICKS = [TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE]
 _ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE]
 _IN_FLIGHT = (
     dg.DagsterRunStatus.QUEUED,

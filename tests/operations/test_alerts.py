@@ -14,7 +14,16 @@ import pytest
 import yaml
 from dagster._core.code_pointer import FileCodePointer
 from dagster._core.origin import RepositoryPythonOrigin
-from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.remote_origin import GrpcServerCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    SensorInstigatorData,
+    TickData,
+    TickStatus,
+)
+from dagster._utils.error import SerializableErrorInfo
 
 from akidb_pipelines.definitions import build_defs
 from akidb_pipelines.errors import InputError
@@ -390,6 +399,29 @@ def test_a_sensor_that_fails_at_every_tick_is_told():
     sensor = SensorFact("drill_overdue", NOW, True)
     (alert,) = firing(facts(sensors=(sensor, replace(sensor, name="alerts", failing=False))), load_table())
     assert (alert.rule, alert.subject) == ("pipelines.sensor.failing", "drill_overdue")
+
+
+@pytest.mark.parametrize(
+    ("ticks", "failing"),
+    [("FFF", True), ("FFS", False), ("SFFF", True), ("FFFB", True), ("FF", False)],
+    ids=["all failed", "skipped last", "failed lately", "one has just begun", "too few to say"],
+)
+def test_a_sensor_fails_when_its_last_three_ticks_that_ended_have(ticks, failing):
+    status = {"F": TickStatus.FAILURE, "S": TickStatus.SKIPPED, "B": TickStatus.STARTED}
+    location = GrpcServerCodeLocationOrigin(host="127.0.0.1", port=1, location_name="akidb")
+    origin = RemoteInstigatorOrigin(RemoteRepositoryOrigin(location, "__repository__"), "drill_overdue")
+    with dg.instance_for_test() as instance:
+        data = SensorInstigatorData(last_tick_timestamp=NOW, min_interval=30)
+        kind = InstigatorType.SENSOR
+        instance.add_instigator_state(InstigatorState(origin, kind, InstigatorStatus.DECLARED_IN_CODE, data))
+        for number, letter in enumerate(ticks):
+            error = SerializableErrorInfo("boom", [], None) if letter == "F" else None
+            selector = origin.get_selector().get_id()
+            told = TickData(origin.get_id(), "drill_overdue", kind, status[letter], NOW + number, selector_id=selector, error=error)
+            instance.create_tick(told)
+        assert collect(instance, watched_of(dg.Definitions().get_repository_def())).sensors == (
+            SensorFact("drill_overdue", NOW, failing),
+        )
 
 
 def test_every_asset_with_a_freshness_policy_has_a_limit():
