@@ -8,6 +8,7 @@ import pytest
 
 from akidb_pipelines.settings import Settings
 from akidb_pipelines.store.publisher import open_publisher
+from tests.services.clock import clock
 from tests.services.places import content, seaweed_place
 
 WEEK = ("--week", "2026-W46", "--profile", "ci")
@@ -130,10 +131,10 @@ def test_keys_are_replaced_and_the_root_key_can_be_kept_elsewhere(cli, weeks, tm
 
 
 def test_status_warns_and_ends_with_1_when_signatures_end_soon(cli, weeks):
-    done = cli("registry", "status", under=("faketime", "-f", "+30d"))
+    done = cli("registry", "status", env=clock("+30d"))
     assert done.code == 1
     assert "registry refresh" in done.err
-    late = cli("fixtures", "pull", "--dest", "x", under=("faketime", "-f", "+40d"))
+    late = cli("fixtures", "pull", "--dest", "x", env=clock("+40d"))
     assert late.code == 3
     assert "by this machine's clock it is" in late.err
 

@@ -7,19 +7,18 @@ import sqlite3
 import subprocess
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import dagster as dg
 import pytest
 from dagster._core.storage.tags import WILL_RETRY_TAG
 from dagster._daemon.auto_run_reexecution.event_log_consumer import _create_cursor_key
 
+from tests.services.clock import clock
 from tests.services.dagster_machine import DagsterMachine, wait
 from tests.services.server import ROOT
 
 ONE_MACHINE = (ROOT / "dagster.yaml").read_text().replace("start_timeout_seconds: 180", "start_timeout_seconds: 60")
 """Where a run whose start was lost is told so after a minute instead of three."""
-FAKETIME = str(next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), ""))
 SUCCESS, FAILURE = dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE
 
 
@@ -163,7 +162,7 @@ def test_a_burst_survives_the_death_of_everything(machine, record_property):
     """Fourteen runs on SQLite; daemon, code server, webserver and workers are killed in the middle."""
     runs = {machine.launch("burst", _named(f"b{n}")): f"b{n}" for n in range(14)}
     wait(lambda: sum(machine.status(r) is SUCCESS for r in runs) >= 3)
-    flying = [r for r in runs if machine.status(r) is dg.DagsterRunStatus.STARTED]
+    flying = wait(lambda: [r for r in runs if machine.status(r) is dg.DagsterRunStatus.STARTED])
     workers = [machine.worker(r) for r in flying]
     machine.kill("daemon", "code", "webserver")
     for worker in workers:
@@ -192,8 +191,8 @@ def test_of_ticks_that_were_missed_the_newest_is_run_once(tmp_path):
     now = datetime.now(UTC)
     with DagsterMachine(tmp_path / "machine", ONE_MACHINE, roles=("code",)) as machine:
         began = now - timedelta(days=3)
-        clock = {"LD_PRELOAD": FAKETIME, "FAKETIME": began.strftime("@%Y-%m-%d 12:00:00"), "TZ": "UTC"}
-        past = subprocess.Popen(machine.daemon, env=machine.environment | clock, cwd=machine.folder, stderr=subprocess.DEVNULL)
+        then = {**machine.environment, **clock(began.strftime("@%Y-%m-%d 12:00:00")), "TZ": "UTC"}
+        past = subprocess.Popen(machine.daemon, env=then, cwd=machine.folder, stderr=subprocess.DEVNULL)
         wait(machine.instance.all_instigator_state)
         past.kill()
         past.wait()

@@ -44,8 +44,8 @@ def two_steps() -> None:
 
 @dg.op(config_schema={"name": str})
 def short(context: dg.OpExecutionContext) -> None:
-    """Marks that it ran, after a second in which it can be killed."""
-    time.sleep(1)
+    """Marks that it ran, after three seconds in which it can be killed."""
+    time.sleep(3)
     mark(context.op_config["name"])
 
 

@@ -20,6 +20,7 @@ from akidb_pipelines.store.areas import area
 from akidb_pipelines.store.objects import AlreadyExistsError, SwapError
 from akidb_pipelines.store.remote import RemoteStore
 from tests.services import fault_proxy, http_stub
+from tests.services.clock import clock
 from tests.services.places import Place, oci_place, place_of, seaweed_place, use
 
 ALWAYS = 1000
@@ -251,7 +252,7 @@ def test_one_bad_part_of_a_large_object_is_refused(rig, tmp_path):
 def test_a_wrong_clock_is_named_with_how_far_it_is_off(kind, request, cli, tmp_path):
     """The whole command runs an hour behind, as on a machine whose battery died."""
     place = place_of(kind, request, tmp_path)
-    done = cli("store", "doctor", place.url, "--json", env=place.environment, under=("faketime", "-f", "-1h"))
+    done = cli("store", "doctor", place.url, "--json", env={**place.environment, **clock("-1h")})
     assert done.code == 3, done.err
     (first, *_) = json.loads(done.out)["findings"]
     assert "set this machine's clock" in first["to_do"]
