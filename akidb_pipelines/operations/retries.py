@@ -49,16 +49,17 @@ def ask_again(instance: dg.DagsterInstance, now: datetime | None = None) -> Retr
         return Retries()
     since = (now or datetime.now(UTC)) - _WITHIN
     failed = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=since))
-    runs = [(run, _is_to_be_tried_again(instance, run)) for run in failed if AUTO_RETRY_RUN_ID_TAG not in run.tags]
-    runs = [(run, wanted) for run, wanted in runs if wanted or _is_promised(run)]
-    if not runs:
+    open_ends = [run for run in failed if AUTO_RETRY_RUN_ID_TAG not in run.tags]
+    wanted = {run.run_id for run in open_ends if _is_to_be_tried_again(instance, run)}
+    open_ends = [run for run in open_ends if run.run_id in wanted or run.tags.get(WILL_RETRY_TAG) == "true"]
+    if not open_ends:
         return Retries()
     failures = dg.RunStatusChangeRecordsFilter(dg.DagsterEventType.RUN_FAILURE, after_timestamp=since.timestamp())
     events = {e.run_id: e.storage_id for e in instance.fetch_run_status_changes(failures, limit=_MOST_FAILURES).records}
     # What comes after the cursor is still to be dealt with.
-    runs = [(run, wanted) for run, wanted in runs if run.run_id in events and events[run.run_id] <= int(read_up_to)]
-    asked = tuple(run for run, wanted in runs if wanted)
-    given_up = tuple(run for run, wanted in runs if not wanted)
+    lost = [run for run in open_ends if run.run_id in events and events[run.run_id] <= int(read_up_to)]
+    asked = tuple(run for run in lost if run.run_id in wanted)
+    given_up = tuple(run for run in lost if run.run_id not in wanted)
     for run in given_up:
         # Else the daemon, whose cursor goes back for others, would believe the tag; so would a backfill, and wait.
         instance.add_run_tags(run.run_id, {WILL_RETRY_TAG: "false"})
@@ -72,10 +73,6 @@ def ask_again(instance: dg.DagsterInstance, now: datetime | None = None) -> Retr
 
 def _asked(run: dg.DagsterRun) -> int:
     return int(run.tags.get(_ASKED, "0"))
-
-
-def _is_promised(run: dg.DagsterRun) -> bool:
-    return run.tags.get(WILL_RETRY_TAG) == "true"
 
 
 def _is_to_be_tried_again(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
