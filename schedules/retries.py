@@ -20,6 +20,7 @@ def lost_retries(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         context.log.warning(f"run {run.run_id} of {run.job_name} was not tried again: Dagster is asked to, once more")
     for run in found.given_up:
         context.log.warning(
-            f"run {run.run_id} of {run.job_name} is not tried again: look at it, and launch it by hand if it is missed"
+            f"run {run.run_id} of {run.job_name} is not tried again: Dagster was asked often enough, or somebody has started it again "
+            "by hand; look at its log, and launch it if what it makes is missing"
         )
     return dg.SkipReason(f"lost retries: {len(found.asked)}; given up: {len(found.given_up)}")
