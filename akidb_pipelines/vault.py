@@ -25,7 +25,7 @@ def open_vault(wanted: str) -> Any:  # hvac has no types
     try:
         import hvac
     except ModuleNotFoundError as error:
-        hint = "install the extra: pip install 'akidb-pipelines[vault]'"
+        hint = "the team's image has it; in a checkout run `make setup-dev`; of a wheel install the extra `vault`"
         raise InputError(f"{wanted}: that is in Vault, and hvac is not installed", hint=hint) from error
     client = hvac.Client(timeout=_TIMEOUT_S)
     role, secret = os.environ.get("VAULT_ROLE_ID"), os.environ.get("VAULT_SECRET_ID")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 registry_app = typer.Typer(no_args_is_help=True, help="The artifact registry: signed channels, retention, keys.")
 
 KindOption = Annotated[str, typer.Option("--kind", help="Kind of release.")]
-ChannelOption = Annotated[str, typer.Option("--channel", help="latest or stable; of images, golden.")]
+ChannelOption = Annotated[str, typer.Option("--channel", help="latest or stable; of Jetson images golden, of runners production.")]
 ReleaseArgument = Annotated[str, typer.Argument(help="A release, such as 2026-W47/r1.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; stands in the signed metadata.")]
 
@@ -200,7 +200,7 @@ def registry_gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed and why.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove what nothing keeps: retire releases outside retention, and a week later remove them with their contents."""
+    """Remove what nothing keeps: retire releases outside retention, and a week later (images: 14 days) remove them with their contents."""
     from akidb_pipelines.store.retention import collect
 
     publisher = _publisher()
