@@ -138,14 +138,23 @@ def drill_overdue(context: dg.SensorEvaluationContext, drill_tools: dg.ResourceP
     )
 
 
+_RECOVERIES = 3
+"""So often a drill is put right by itself: each try may build a machine anew, and a person cannot while one goes on."""
+
+
 def _recovery(tools: DrillTools) -> dg.RunRequest | dg.SkipReason:
     """A run of the recovery job if an interrupted drill is left, and nobody drills or recovers now."""
     cabinet = tools.cabinet()
     left = [] if cabinet.is_busy() else cabinet.unfinished()
     if not left:
         return dg.SkipReason("no interrupted drill is left")
-    # How often it was tried is in the key: what could not be put right is tried again, and not for ever under one key.
-    return dg.RunRequest(run_key=f"recover:{left[0].folder.name}:{len(left[0].lines())}", job_name=recovery_job.name)
+    drill_id = left[0].folder.name
+    tried = sum(line["event"] == "recovery_failed" for line in left[0].lines())
+    if tried >= _RECOVERIES:
+        told = f"drill {drill_id} could not be put right {tried} times: somebody has to look (runbook drill-interrupted)"
+        return dg.SkipReason(told)
+    # How far it came is in the key: what could not be put right is tried again.
+    return dg.RunRequest(run_key=f"recover:{drill_id}:{len(left[0].lines())}", job_name=recovery_job.name)
 
 
 @dg.run_failure_sensor(

@@ -112,7 +112,9 @@ BOARDS = {
             span=24,
         ),
         number(
-            "Age of the newest golden image", "s", f'time() - {P}_last_success_timestamp_seconds{{asset="jetson_golden_image"}}'
+            "Age of the newest golden image",
+            "s",
+            f'min(time() - {P}_last_success_timestamp_seconds{{asset=~"jetson_golden_image/.+"}})',
         ),
         lines("Stored by an image", "bytes", (f"{P}_capture_stored_bytes", "last"), span=24),
     ),

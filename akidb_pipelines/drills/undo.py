@@ -125,10 +125,21 @@ class Undoing:
             return self._database(name) or "powered on: it is a manager and serves its database"
         self.target.evict(name)
         self.target.rebuild(name)
-        self.target.join(name)
+        self._join(name)
         self._wait(name)
         self._database(name)
         return "built anew, joined, its database brought back"
+
+    def _join(self, name: str) -> None:
+        """A machine that has just started says no for a while; building it anew for that would begin all over again."""
+        end = time.monotonic() + self.patience_s
+        while True:
+            try:
+                return self.target.join(name)
+            except OutsideError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(_POLL_S)
 
     def _comes_back(self, name: str) -> bool:
         """Give a node that nobody has evicted its power back: that costs less than another one in its place."""

@@ -60,6 +60,8 @@ class Watched:
     """Assets of a job: a run of some of them says nothing about the rest."""
     steps: Mapping[str, frozenset[str]]
     """Steps of a job, likewise."""
+    sensors: frozenset[str]
+    """By name; of one that is gone Dagster keeps its last ticks for ever."""
 
 
 Member = tuple[str, str]
@@ -184,6 +186,7 @@ def watched_of(repository: dg.RepositoryDefinition) -> Watched:
         {key: members for key, node in nodes.items() if (members := _members(node.partitions_def))},
         {job.name: frozenset(job.asset_layer.executable_asset_keys) for job in jobs},
         {job.name: frozenset(node.name for node in job.nodes) for job in jobs},
+        frozenset(sensor.name for sensor in repository.sensor_defs),
     )
 
 
@@ -214,7 +217,8 @@ def collect(instance: dg.DagsterInstance, watched: Watched, now: float | None = 
         now: seconds of the epoch; default: the present.
     """
     now = datetime.now(UTC).timestamp() if now is None else now
-    queued = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]), limit=_RECENT_RUNS, ascending=True)
+    # All of them: behind a backfill of many that take hours stands one that should not wait.
+    queued = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.QUEUED]), ascending=True)
     # Those that take hours wait for each other for hours, as they should.
     waiting = [record.create_timestamp.timestamp() for record in queued if "akidb/long" not in record.dagster_run.tags]
     of_members = _runs_of_members(instance, watched)
@@ -229,7 +233,7 @@ def collect(instance: dg.DagsterInstance, watched: Watched, now: float | None = 
         assets=tuple(assets),
         checks=checks,
         jobs=tuple(_jobs(watched, _newest_runs(instance, watched, of_members), succeeded, now)),
-        sensors=tuple(_sensors(instance)),
+        sensors=tuple(_sensors(instance, watched)),
         runs={s.value: instance.get_runs_count(dg.RunsFilter(statuses=[s])) for s in _IN_FLIGHT},
         oldest_queued_s=max(0.0, now - waiting[0]) if waiting else 0.0,
         heartbeats={name: beat.timestamp for name, beat in instance.get_daemon_heartbeats().items() if name in needed},
@@ -364,16 +368,20 @@ def _jobs(watched: Watched, records: Sequence[dg.RunRecord], succeeded: Mapping[
     return seen.values()
 
 
-def _sensors(instance: dg.DagsterInstance) -> Iterable[SensorFact]:
+def _sensors(instance: dg.DagsterInstance, watched: Watched) -> Iterable[SensorFact]:
     on = {InstigatorStatus.RUNNING, InstigatorStatus.DECLARED_IN_CODE}
+    found: dict[str, SensorFact] = {}
     for state in instance.all_instigator_state(instigator_type=InstigatorType.SENSOR, instigator_statuses=on):
-        told = state.instigator_data
-        if not isinstance(told, SensorInstigatorData) or not told.last_tick_timestamp:
+        name, told = state.instigator_name, state.instigator_data
+        if name not in watched.sensors or not isinstance(told, SensorInstigatorData) or not told.last_tick_timestamp:
             continue
+        if (other := found.get(name)) and other.at > told.last_tick_timestamp:
+            continue  # the same sensor under another location's name, from before
         # One that has just begun says nothing: of a sensor that is always at it, it would be the newest each time.
         ticks = instance.get_ticks(state.instigator_origin_id, state.selector_id, limit=_FAILING_TICKS, statuses=_ENDED_TICKS)
         failing = len(ticks) == _FAILING_TICKS and all(tick.status is TickStatus.FAILURE for tick in ticks)
-        yield SensorFact(state.instigator_name, told.last_tick_timestamp, failing)
+        found[name] = SensorFact(name, told.last_tick_timestamp, failing)
+    return found.values()
 
 
 def subject_of(run: dg.DagsterRun, watched: Watched) -> str:

@@ -72,7 +72,8 @@ def ask_again(instance: dg.DagsterInstance, now: datetime | None = None) -> Retr
 
 
 def _asked(run: dg.DagsterRun) -> int:
-    return int(run.tags.get(_ASKED, "0"))
+    told = run.tags.get(_ASKED, "0")
+    return int(told) if told.isdecimal() else 0  # whoever administers may write anything; it must not stop the others' retries
 
 
 def _is_to_be_tried_again(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

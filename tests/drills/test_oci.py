@@ -206,6 +206,27 @@ def test_a_database_that_cannot_be_asked_is_never_replaced(desk, oci, backed_up,
     assert not record.ok and "connection lost" in record.found and path.read_bytes() == before
 
 
+def test_a_machine_that_is_still_starting_is_not_built_anew_again(desk, oci, backed_up, staging, monkeypatch):
+    """sshd is not up when the cloud calls a machine running: undoing waits for it, as the drill does."""
+    from akidb_pipelines.drills.journal import Undo
+    from akidb_pipelines.drills.undo import Undoing
+
+    oci.named("staging-2")[0].state = "TERMINATED"
+    join, said = staging.join, ["connection refused", "connection refused"]
+    built, rebuild = [], staging.rebuild
+
+    def not_yet(name):
+        if said:
+            raise OutsideError(said.pop())
+        join(name)
+
+    monkeypatch.setattr(staging, "join", not_yet)
+    monkeypatch.setattr(staging, "rebuild", lambda name: (built.append(name), rebuild(name)))
+    (record,) = Undoing(staging, desk.depot, desk.states, ["staging-1"], 10).all([Undo("member", "staging-2")])
+    assert record.ok and "built anew" in record.found, record
+    assert not said and built == ["staging-2"]
+
+
 def test_a_node_with_several_databases_is_not_lost(settings, oci, tmp_path):
     told = json.loads((tmp_path / "inventory.yaml").read_text())
     told["staging"]["hosts"]["staging-2"]["akidb_databases"]["more"] = "/var/lib/akidb/more.db"

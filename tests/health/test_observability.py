@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import dagster as dg
 import pytest
 from prometheus_client import CollectorRegistry, start_http_server
 
 from akidb_pipelines.definitions import build_defs
+from akidb_pipelines.drills.target import Node
 from akidb_pipelines.health.observability import _retention, duration_s, look_at_observability
+from akidb_pipelines.health.staging import Probe, StagingHealth
+from akidb_pipelines.resources import HealthTools
 from akidb_pipelines.settings import Settings
-from assets.health import OBSERVABILITY
+from assets.health import OBSERVABILITY, STAGING
 from tests.services.http_stub import Status
 from tests.services.loki_stub import LokiStub
 from tests.services.prometheus import prometheus
@@ -145,7 +149,32 @@ def test_what_is_no_longer_configured_is_over_and_does_not_grow_stale(tmp_path):
         assert done.asset_materializations_for_node("observability_retention")
 
 
-def look(settings, instance):
-    done = build_defs(settings).resolve_job_def("health").execute_in_process(instance=instance, asset_selection=[OBSERVABILITY])
+def test_what_was_found_stands_while_the_server_does_not_answer(settings, loki, tmp_path):
+    loki.retention = "7d"
+    with dg.instance_for_test() as instance:
+        found = {e.check_name: e.passed for e in look(settings, instance).get_asset_check_evaluations()}
+        assert not found["logs_retention"]
+        away = settings.model_copy(update={"loki_url": "http://127.0.0.1:1"})
+        found = {e.check_name: e.passed for e in look(away, instance).get_asset_check_evaluations()}
+        assert "logs_retention" not in found, "that nobody answers mends no retention"
+        assert not found["logs_fresh"]
+
+
+def test_staging_that_cannot_be_asked_answers_no_better_than_before(tmp_path, monkeypatch):
+    probe = Probe("staging-1", "http://127.0.0.1:1", False, "refused", 0.1)
+    silent = StagingHealth("lab", "lab", (), (Node("staging-1", "id", "127.0.0.1", True),), (probe,))
+    with dg.instance_for_test() as instance:
+        for health, expected in (
+            (silent, {"replicas": True, "answers": False}),
+            (replace(silent, nodes=(), probes=(), error="connection refused"), {"replicas": False}),
+            (replace(silent, probes=()), {"replicas": True, "answers": True}),
+        ):
+            monkeypatch.setattr(HealthTools, "look_at_staging", lambda _, health=health: health)
+            done = look(Settings(home=tmp_path), instance, STAGING)
+            assert {e.check_name: e.passed for e in done.get_asset_check_evaluations()} == expected
+
+
+def look(settings, instance, asset=OBSERVABILITY):
+    done = build_defs(settings).resolve_job_def("health").execute_in_process(instance=instance, asset_selection=[asset])
     assert done.success
     return done

@@ -343,7 +343,8 @@ def test_what_takes_hours_may_wait_for_hours():
         "job_code_origin": RepositoryPythonOrigin(sys.executable, FileCodePointer("x.py", "defs")).get_job_origin("nightly"),
     }
     with dg.instance_for_test() as instance:
-        instance.create_run_for_job(job, tags={"akidb/long": "true"}, **queued)
+        for _ in range(20):
+            instance.create_run_for_job(job, tags={"akidb/long": "true"}, **queued)
         assert collect(instance, watched, now=time.time() + 7200).oldest_queued_s == 0
         instance.create_run_for_job(job, **queued)
         assert collect(instance, watched, now=time.time() + 7200).oldest_queued_s > 7000
@@ -419,9 +420,11 @@ def test_a_sensor_fails_when_its_last_three_ticks_that_ended_have(ticks, failing
             selector = origin.get_selector().get_id()
             told = TickData(origin.get_id(), "drill_overdue", kind, status[letter], NOW + number, selector_id=selector, error=error)
             instance.create_tick(told)
-        assert collect(instance, watched_of(dg.Definitions().get_repository_def())).sensors == (
-            SensorFact("drill_overdue", NOW, failing),
-        )
+        sensor = dg.SensorDefinition(name="drill_overdue", evaluation_fn=lambda: None, asset_selection="*")
+        watched = watched_of(dg.Definitions(sensors=[sensor]).get_repository_def())
+        assert collect(instance, watched).sensors == (SensorFact("drill_overdue", NOW, failing),)
+        without = watched_of(dg.Definitions().get_repository_def())
+        assert collect(instance, without).sensors == (), "a sensor that is gone fails no more, whatever Dagster keeps of it"
 
 
 def test_every_asset_with_a_freshness_policy_has_a_limit():

@@ -104,6 +104,10 @@ MUTATION_ATTACKS = {
 
 # What team QA may start, bent into what it may not.
 LAUNCH_ATTACKS = {
+    "a tag by which lost runs are tried again": launch(
+        "fixtures", ', executionMetadata: {tags: [{key: "akidb/asked_again", value: "x"}]}'
+    ),
+    "the place of those that take hours": launch("fixtures", ', executionMetadata: {tags: [{key: "akidb/long", value: "true"}]}'),
     "a drill on OCI": launch("dr_drill", f", runConfigData: {OCI}"),
     "a drill on OCI, as text": launch("dr_drill", ', runConfigData: "ops: {dr_drill_report: {config: {target: oci}}}"'),
     "a drill where the environment says": launch(
@@ -287,6 +291,34 @@ def test_setting_a_component(ground):
 @pytest.mark.parametrize("name", sorted(LAUNCH_ATTACKS))
 def test_a_launch_that_reaches_further_than_it_may(ground, name):
     assert refused_by_cedar(ground.send(LAUNCH_ATTACKS[name])), name
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize("ticks", ["futureTick(tickTimestamp: 1764000000)", "futureTicks(limit: 1) { results"])
+def test_a_query_that_runs_a_schedule(ground, ticks):
+    """What would happen next is found out by running it, and of a sensor likewise: *alerts* would tell everybody anew."""
+    on_schedule = f"{ticks} {{ evaluationResult {{ skipReason }} }}" + ("}" if "results" in ticks else "")
+    of = instigator("schedule", "weekly_fixtures")
+    document = f"{{ scheduleOrError(scheduleSelector: {of}) {{ ... on Schedule {{ {on_schedule} }} }} }}"
+    answer = ground.front.graphql(document, ground.qa)
+    assert refused_by_cedar(answer), answer
+    answer = ground.front.graphql(document, ground.issuer.token("platform-engineering"))
+    assert "errors" not in answer, answer
+    auditor = {"Authorization": f"Bearer {ground.issuer.token('security')}"}
+    asked = httpx.get(f"{ground.front.url}/access/decisions", headers=auditor, timeout=30).text
+    assert "evaluationResult" in asked and "weekly_fixtures" in asked
+
+
+@pytest.mark.parametrize("arguments", ["limit: 2147483647", "until: 99999999999"])
+def test_a_query_that_counts_ticks_for_ever_is_cut_short(ground, arguments):
+    of = instigator("schedule", "runner_capacity")
+    ticks = f"futureTicks({arguments}) {{ results {{ timestamp }} }}"
+    document = f"{{ scheduleOrError(scheduleSelector: {of}) {{ ... on Schedule {{ {ticks} }} }} }}"
+    answer = ground.front.graphql(document, ground.qa)
+    assert len(answer["data"]["scheduleOrError"]["futureTicks"]["results"]) == 1000
+    ticks = "potentialTickTimestamps(upperLimit: 2147483647, lowerLimit: 2147483647)"
+    answer = ground.front.graphql(f"{{ scheduleOrError(scheduleSelector: {of}) {{ ... on Schedule {{ {ticks} }} }} }}", ground.qa)
+    assert len(answer["data"]["scheduleOrError"]["potentialTickTimestamps"]) in (1999, 2000)
 
 
 @pytest.mark.usefixtures("unchanged")

@@ -35,7 +35,7 @@ from akidb_pipelines.operations.access.context import SCOPE_KEY, CedarProcessCon
 from akidb_pipelines.operations.access.identity import Doorkeeper, Principal, RefusedTokenError
 from akidb_pipelines.operations.access.pages import decisions_page
 from akidb_pipelines.operations.access.reach import described, executions_of
-from akidb_pipelines.operations.access.rights import ADMINISTER, AUDIT, MUTATIONS, ON_DEPLOYMENT, VIEW, Right
+from akidb_pipelines.operations.access.rights import ADMINISTER, AUDIT, MUTATIONS, ON_DEPLOYMENT, OPERATE, VIEW, Right
 
 _log = logging.getLogger(__name__)
 _OPEN = frozenset({"/server_info"})
@@ -157,7 +157,7 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
         return [gate, *super().build_middleware()]
 
     def build_graphql_schema(self) -> Schema:
-        """Every mutation behind its guard.
+        """Every mutation behind its guard, and what a query runs or counts out.
 
         Raises:
             InputError: Dagster knows a mutation or a permission that has no right here.
@@ -172,6 +172,12 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
             )
         for name, field in mutations.items():
             field.resolve = _guard(name, MUTATIONS[name], field.resolve)
+        types = schema.graphql_schema.type_map
+        preview = types["DryRunInstigationTick"].fields["evaluationResult"]
+        preview.resolve = _guard_preview(preview.resolve)
+        for name in ("futureTicks", "potentialTickTimestamps"):
+            ticks = types["Schedule"].fields[name]
+            ticks.resolve = _few_ticks(ticks.resolve)
         return schema
 
     def build_routes(self) -> list[BaseRoute]:
@@ -313,6 +319,37 @@ def _guard(name: str, right: Right | None, resolve: Callable[..., Any]) -> Calla
             return result
 
     return guarded
+
+
+def _guard_preview(resolve: Callable[..., Any]) -> Callable[..., Any]:
+    """What a sensor or schedule would do is found out by running it, from whichever query: it takes what its dry run does."""
+
+    def guarded(root: Any, info: Any, **arguments: Any) -> Any:
+        context: CedarRequestContext = info.context
+        about = json.dumps({"name": root._selector.instigator_name})
+        with context.deciding("evaluationResult", about):
+            if context.may(OPERATE):
+                return resolve(root, info, **arguments)
+        why = f"{context.principal.name} may not {OPERATE} (Cedar)"
+        raise GraphQLError(why, info.field_nodes, path=info.path.as_list())
+
+    return guarded
+
+
+_MOST_TICKS = 1000
+"""Of a schedule in one answer; every quarter of an hour that is ten days. Dagster would count on until its memory is full."""
+
+
+def _few_ticks(resolve: Callable[..., Any]) -> Callable[..., Any]:
+    def limited(root: object, info: Any, **arguments: Any) -> Any:
+        if arguments.get("until"):
+            arguments.setdefault("limit", _MOST_TICKS)
+        for name in ("limit", "upper_limit", "lower_limit"):
+            if arguments.get(name):
+                arguments[name] = min(arguments[name], _MOST_TICKS)
+        return resolve(root, info, **arguments)
+
+    return limited
 
 
 _TAKE_OVER = frozenset({"resumePartitionBackfill", "reexecutePartitionBackfill"})

@@ -138,7 +138,7 @@ _PEOPLES = frozenset(
     }
 )
 """What the UI itself sends."""
-_SYSTEMS = ("dagster/", ".dagster/", "dagster-", "docker/", "celery")
+_SYSTEMS = ("dagster/", ".dagster/", "dagster-", "docker/", "celery", "akidb/")
 _PARTITION = "dagster/partition"
 
 
