@@ -211,7 +211,11 @@ def test_a_machine_that_is_still_starting_is_not_built_anew_again(desk, oci, bac
     from akidb_pipelines.drills.journal import Undo
     from akidb_pipelines.drills.undo import Undoing
 
-    oci.named("staging-2")[0].state = "TERMINATED"
+    def stays_off(_):
+        raise OutsideError("out of host capacity")
+
+    oci.named("staging-2")[0].state = "STOPPED"
+    monkeypatch.setattr(staging, "power_on", stays_off)
     join, said = staging.join, ["connection refused", "connection refused"]
     built, rebuild = [], staging.rebuild
 
