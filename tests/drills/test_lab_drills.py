@@ -348,8 +348,9 @@ def test_without_an_engine_it_says_how_to_start_one(cli):
     assert told.code == 3 and "does not answer" in told.err and "systemctl start docker" in told.err
 
 
-def test_a_home_whose_path_is_too_long_for_a_socket_says_so(cli):
-    told = cli("lab", "up", "swarm", env={"AKIDB_LAB_DOCKER_HOST": "unix:///nowhere/docker.sock"})
+def test_a_home_whose_path_is_too_long_for_a_socket_says_so(cli, tmp_path):
+    home = str(tmp_path / ("h" * 100))
+    told = cli("lab", "up", "swarm", env={"AKIDB_HOME": home, "AKIDB_LAB_DOCKER_HOST": "unix:///nowhere/docker.sock"})
     assert told.code == 3 and "longer than 107 characters" in told.err and "AKIDB_HOME" in told.err
 
 
