@@ -149,12 +149,13 @@ def _recovery(tools: DrillTools) -> dg.RunRequest | dg.SkipReason:
     if not left:
         return dg.SkipReason("no interrupted drill is left")
     drill_id = left[0].folder.name
-    tried = sum(line["event"] == "recovery_failed" for line in left[0].lines())
+    lines = left[0].lines()
+    tried = sum(line["event"] == "recovery_failed" for line in lines)
     if tried >= _RECOVERIES:
         told = f"drill {drill_id} could not be put right {tried} times: somebody has to look (runbook drill-interrupted)"
         return dg.SkipReason(told)
     # How far it came is in the key: what could not be put right is tried again.
-    return dg.RunRequest(run_key=f"recover:{drill_id}:{len(left[0].lines())}", job_name=recovery_job.name)
+    return dg.RunRequest(run_key=f"recover:{drill_id}:{len(lines)}", job_name=recovery_job.name)
 
 
 @dg.run_failure_sensor(

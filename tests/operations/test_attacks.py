@@ -309,7 +309,7 @@ def test_a_query_that_runs_a_schedule(ground, ticks):
     assert "evaluationResult" in asked and "weekly_fixtures" in asked
 
 
-@pytest.mark.parametrize("arguments", ["limit: 2147483647", "until: 99999999999"])
+@pytest.mark.parametrize("arguments", ["limit: 2147483647", "until: 99999999999", "until: 99999999999, limit: null"])
 def test_a_query_that_counts_ticks_for_ever_is_cut_short(ground, arguments):
     of = instigator("schedule", "runner_capacity")
     ticks = f"futureTicks({arguments}) {{ results {{ timestamp }} }}"

@@ -343,7 +343,7 @@ _MOST_TICKS = 1000
 def _few_ticks(resolve: Callable[..., Any]) -> Callable[..., Any]:
     def limited(root: object, info: Any, **arguments: Any) -> Any:
         if arguments.get("until"):
-            arguments.setdefault("limit", _MOST_TICKS)
+            arguments["limit"] = arguments.get("limit") or _MOST_TICKS  # may be null, too
         for name in ("limit", "upper_limit", "lower_limit"):
             if arguments.get(name):
                 arguments[name] = min(arguments[name], _MOST_TICKS)
