@@ -161,7 +161,20 @@ def _policies(path: Path, schema_text: str) -> list[Policy]:
             f"{path}: {len(told)} policies do not validate against the schema\n    " + "\n    ".join(told[:20]),
             hint="correct the policy or the schema; nothing was changed",
         )
+    for policy in names.values():
+        _must_be_rebuilt(policy, path)
     return list(names.values())
+
+
+def _must_be_rebuilt(policy: Policy, path: Path) -> None:
+    """Decisions take the JSON form, and Cedar reads less deep a nesting of it than it writes: some fifty terms in a row are too many."""
+    try:
+        policy_set((policy,))
+    except ValueError as error:
+        raise InputError(
+            f'{path}: @id("{policy.id}") is nested too deep for Cedar\'s JSON form',
+            hint='write many `a == "x" || a == "y"` as `["x", "y"].contains(a)`',
+        ) from error
 
 
 def _namespace_of(policy: Json) -> str:

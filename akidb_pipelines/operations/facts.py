@@ -406,7 +406,7 @@ def _chosen(run: dg.DagsterRun, watched: Watched) -> list[str]:
 
 def _goes_on(run: dg.DagsterRun) -> bool:
     """Whether it does what another run left, and so speaks for all that that one was started for."""
-    return RESUME_RETRY_TAG in run.tags or ASSET_RESUME_RETRY_TAG in run.tags
+    return "true" in {run.tags.get(RESUME_RETRY_TAG), run.tags.get(ASSET_RESUME_RETRY_TAG)}
 
 
 def _is_by_hand(job: str) -> bool:

@@ -347,12 +347,27 @@ def test_a_forbid_that_names_nothing_holds_here_too(tmp_path):
     assert judge.decide(_member("platform-engineering"), VIEW).policy == "freeze"
 
 
-def test_broken_policies_leave_those_of_before_in_force(tmp_path, caplog):
+def _unreadable(sandbox):
+    (sandbox / "ops.cedar").write_text("permit (")
+
+
+def _too_deep(sandbox):
+    everybody = " || ".join(f'principal.email == "u{number}@akidb.example"' for number in range(60))
+    scope = 'principal is AkiDB::Ops::User, action == AkiDB::Ops::Action::"administer", resource'
+    (sandbox / "many.cedar").write_text(f'@id("many") permit ({scope}) when {{ {everybody} }};')
+
+
+def _vanished(sandbox):
+    (sandbox / ".#ops.cedar").symlink_to("nowhere")  # as editors leave
+
+
+@pytest.mark.parametrize("broken", [_unreadable, _too_deep, _vanished])
+def test_broken_policies_leave_those_of_before_in_force(broken, tmp_path, caplog):
     sandbox = tmp_path / "sandbox"
     shutil.copytree(SHIPPED, sandbox)
     clock = Clock()
     judge = Judge(sandbox, clock=clock)
-    (sandbox / "ops.cedar").write_text("permit (")
+    broken(sandbox)
     clock.now = 6
     assert not judge.decide(_member("qa"), ADMINISTER).allowed
     assert judge.decide(_member("qa"), VIEW).allowed

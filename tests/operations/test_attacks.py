@@ -49,6 +49,8 @@ STRETCH = ', assetSelection: [{path: ["registry_retention"]}, {path: ["image_pac
 """Garbage collection, which takes another right than any job of team QA's."""
 QUARTER = '{key: "dagster/partition", value: "2026-10-01"}'
 
+RESUMED = 'tags: [{key: "dagster/is_resume_retry", value: "true"}]}'
+
 DOCKER = '{key: "dagster/partition", value: "docker|2026-11-16"}'
 SLOT = '{key: "dagster/partition", value: "jetson-a|2026-11-01"}, {key: "dagster/partition/device", value: "jetson-a"}'
 
@@ -190,6 +192,13 @@ LAUNCH_ATTACKS = {
         )
     },
     "a tag that hides a failure": launch("fixtures", ', executionMetadata: {tags: [{key: "dagster/will_retry", value: "true"}]}'),
+    "one step that speaks for the whole job": launch(
+        "fixtures", ', stepKeys: ["fixture_databases"], executionMetadata: {parentRunId: "{own_run}", rootRunId: "{own_run}", ' + RESUMED
+    ),
+    "a run that resumes none": launch("fixtures", ", executionMetadata: {" + RESUMED),
+    "a run that resumes as nobody does": launch(
+        "fixtures", ', executionMetadata: {parentRunId: "{own_run}", rootRunId: "{own_run}", ' + RESUMED.replace("true", "yes")
+    ),
     "a tag that claims a sensor": launch("fixtures", ', executionMetadata: {tags: [{key: "dagster/sensor_name", value: "x"}]}'),
     "a tag of a backfill that claims a schedule": "launchPartitionBackfill(backfillParams: {assetSelection: [{path: "
     '["fixture_databases"]}], partitionNames: ["2026-11-16"], tags: [{key: "dagster/schedule_name", value: "weekly_fixtures"}]}) '

@@ -108,7 +108,10 @@ class Judge:
         if self._folder is None:
             return ()
         found = sorted(self._folder.glob("*.cedar*"))
-        return tuple((p.name, s.st_mtime_ns, s.st_size) for p in found if (s := p.stat()))
+        try:
+            return tuple((p.name, s.st_mtime_ns, s.st_size) for p in found if (s := p.stat()))
+        except OSError:  # one that is gone: whoever loads them says which
+            return ()
 
 
 def _asking(sandbox: Sandbox, policies: cedarpy.PolicySet, principal: Principal) -> Authorizer:

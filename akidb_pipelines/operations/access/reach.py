@@ -44,6 +44,7 @@ class Execution:
     root_run_id: str
     """That it claims to belong to; empty for none."""
     is_backfill: bool
+    names_steps: bool
 
     @property
     def job(self) -> str:
@@ -104,6 +105,7 @@ def _execution(tree: Mapping[str, Any], instance: DagsterInstance) -> Execution:
         _first(tree, "parentRunId"),
         _first(tree, "rootRunId"),
         any(key in _OF_BACKFILLS for key, _ in _pairs(tree)),
+        any(_values(tree, "stepKeys")),
     )
 
 
@@ -129,7 +131,6 @@ _PEOPLES = frozenset(
     {
         "dagster/partition",
         "dagster/partition_set",
-        "dagster/is_resume_retry",
         "dagster/step_selection",
         "dagster/op_selection",
         "dagster/solid_selection",
@@ -140,6 +141,8 @@ _PEOPLES = frozenset(
 """What the UI itself sends."""
 _SYSTEMS = ("dagster/", ".dagster/", "dagster-", "docker/", "celery", "akidb/")
 _PARTITION = "dagster/partition"
+_GOES_ON = ("dagster/is_resume_retry", "true")
+"""Of a run that does what its parent left: its success ends that one's alert. With steps of its own choosing it does less."""
 
 
 def claim(execution: Execution, own: Collection[tuple[str, str]], partitions: MultiPartitionsDefinition | None) -> list[str]:
@@ -156,6 +159,8 @@ def claim(execution: Execution, own: Collection[tuple[str, str]], partitions: Mu
     if execution.is_backfill:  # which writes them itself
         return sorted({key for key, _ in execution.tags if key.startswith(_SYSTEMS) and key != "dagster/from_ui"})
     accepted = {*own, ("dagster/parent_run_id", execution.parent_run_id), ("dagster/root_run_id", execution.root_run_id)}
+    if execution.parent_run_id and not execution.names_steps:
+        accepted.add(_GOES_ON)
     past = {
         tag
         for run in execution.repeats
