@@ -180,6 +180,19 @@ def test_running_selected_steps_again_sends_all_tags_of_the_run_back(front, issu
     assert second.tags["user"] == "qa@akidb.example"
 
 
+def test_going_on_from_a_failure_is_no_attack(front, issuer, instance):
+    """As the API's older callers do it: with a tag, and without steps of their own choosing."""
+    token = issuer.token("qa")
+    first = _launch(front, token, "fixtures")["run"]["runId"]
+    tag = '{key: "dagster/is_resume_retry", value: "true"}'
+    metadata = f'executionMetadata: {{parentRunId: "{first}", rootRunId: "{first}", tags: [{tag}]}}'
+    sent = f"executionParams: {{selector: {_selector('fixtures')}, {metadata}}}"
+    answer = front.graphql(f"mutation {{ launchRunReexecution({sent}) {{ __typename }} }}", token)
+    assert "Cedar" not in json.dumps(answer), answer
+    (*_, last) = Journal(front.home / "access").entries(datetime.now(UTC).date())
+    assert (last["asked"], last["allowed"]) == ("launchRunReexecution", True)
+
+
 def test_of_several_things_each_decision_is_written_down(front, issuer):
     jobs = ", ".join(f"{{selector: {_selector(job)}}}" for job in ("fixtures", "health", "dr_drill_recovery"))
     front.graphql(f"mutation {{ launchMultipleRuns(executionParamsList: [{jobs}]) {{ __typename }} }}", issuer.token("qa"))

@@ -193,7 +193,8 @@ LAUNCH_ATTACKS = {
     },
     "a tag that hides a failure": launch("fixtures", ', executionMetadata: {tags: [{key: "dagster/will_retry", value: "true"}]}'),
     "one step that speaks for the whole job": launch(
-        "fixtures", ', stepKeys: ["fixture_databases"], executionMetadata: {parentRunId: "{own_run}", rootRunId: "{own_run}", ' + RESUMED
+        "fixtures",
+        ', stepKeys: ["fixture_databases"], executionMetadata: {parentRunId: "{own_run}", rootRunId: "{own_run}", ' + RESUMED,
     ),
     "a run that resumes none": launch("fixtures", ", executionMetadata: {" + RESUMED),
     "a run that resumes as nobody does": launch(

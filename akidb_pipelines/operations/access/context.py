@@ -21,6 +21,7 @@ from akidb_pipelines.cedar.authorize import Decision
 from akidb_pipelines.operations.access.identity import Principal
 from akidb_pipelines.operations.access.journal import Entry, Journal
 from akidb_pipelines.operations.access.judge import Judge
+from akidb_pipelines.operations.access.limits import Meter
 from akidb_pipelines.operations.access.reach import Execution, Key, Selection, claim
 from akidb_pipelines.operations.access.rights import ADMINISTER, LAUNCH, OCI_DRILL, ON_DEPLOYMENT, SANDBOX_CHECKS, Right, starting
 
@@ -76,6 +77,7 @@ class CedarRequestContext(WorkspaceRequestContext):
         super().__init__(**dagster)
         self._access, self._address = access, address
         self.principal = principal or _NOBODY
+        self.meter = Meter()
         self._matter: Matter | None = None
 
     @contextmanager

@@ -12,27 +12,48 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from functools import partial
 from inspect import isawaitable
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+import anyio
 from dagster._core.workspace.permissions import Permissions
+from dagster_webserver.graphql import _handle_async_results
 from dagster_webserver.webserver import DagsterWebserver
 from graphene import Schema
-from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
+from graphql import (
+    ExecutionResult,
+    GraphQLError,
+    create_source_event_stream,
+    execute,
+)
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from akidb_pipelines.errors import InputError, PipelineError
+from akidb_pipelines.operations.access.asked import UnservedError, asked, subscription
 from akidb_pipelines.operations.access.context import SCOPE_KEY, CedarProcessContext, CedarRequestContext, Matter
 from akidb_pipelines.operations.access.identity import Doorkeeper, Principal, RefusedTokenError
+from akidb_pipelines.operations.access.limits import (
+    SOCKETS,
+    THREADS,
+    WATCHED,
+    BusyError,
+    Places,
+    Threads,
+    TooMuchError,
+    bound_lists,
+    metered,
+)
 from akidb_pipelines.operations.access.pages import decisions_page
 from akidb_pipelines.operations.access.reach import described, executions_of
 from akidb_pipelines.operations.access.rights import ADMINISTER, AUDIT, MUTATIONS, ON_DEPLOYMENT, OPERATE, VIEW, Right
@@ -42,10 +63,6 @@ _OPEN = frozenset({"/server_info"})
 """Version numbers, for health checks."""
 _READ = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOK_AGAIN_S = 5
-MESSAGE_BYTES = 1 << 20
-"""Largest request that is read; the UI's are some kB."""
-_QUERY_LENGTH = 1 << 16
-"""Longest GraphQL document: checking a longer one would hold up everybody else's. The UI's largest has some 20 kB."""
 
 
 class Gate:
@@ -60,6 +77,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, doorkeeper: Doorkeeper, context: CedarProcessContext, origin: str = "") -> None:
         self._app, self._doorkeeper, self._context, self._origin = app, doorkeeper, context, origin
+        self._threads, self._sockets = anyio.CapacityLimiter(THREADS), Places(SOCKETS)  # apart from those that answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the class."""
@@ -72,7 +90,7 @@ class Gate:
             await _turn_away(scope, receive, send, 403, "requests of other pages are not served")
             return
         try:
-            principal = await run_in_threadpool(self._admit, headers, scope)
+            principal = await anyio.to_thread.run_sync(self._admit, headers, scope, limiter=self._threads)
         except RefusedTokenError as error:
             await _turn_away(scope, receive, send, 401, error.message)
             return
@@ -83,7 +101,13 @@ class Gate:
         if scope["type"] == "http":
             await self._app(scope, receive, send)
             return
-        await self._keep_open(principal, scope, receive, send)
+        if not self._sockets.take(principal.id):
+            await _turn_away(scope, receive, send, 429, f"{SOCKETS} connections of yours are open already")
+            return
+        try:
+            await self._keep_open(principal, scope, receive, send)
+        finally:
+            self._sockets.leave(principal.id)
 
     async def _keep_open(self, principal: Principal, scope: Scope, receive: Receive, send: Send) -> None:
         """A connection that stays open must not outlive the token that opened it, nor the right to look."""
@@ -149,7 +173,12 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
 
     def __init__(self, process_context: CedarProcessContext, doorkeeper: Doorkeeper, origin: str = "") -> None:
         self._doorkeeper, self._origin = doorkeeper, origin
+        self._threads, self._watched = Threads(), Places(WATCHED)
         super().__init__(process_context)
+
+    async def turn(self) -> None:
+        """Comes back when a request would be answered now."""
+        await self._threads.run("", lambda: None)
 
     def build_middleware(self) -> list[Middleware]:
         """The gate comes first."""
@@ -172,13 +201,14 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
             )
         for name, field in mutations.items():
             field.resolve = _guard(name, MUTATIONS[name], field.resolve)
-        types = schema.graphql_schema.type_map
-        preview = types["DryRunInstigationTick"].fields["evaluationResult"]
+        preview = schema.graphql_schema.type_map["DryRunInstigationTick"].fields["evaluationResult"]
         preview.resolve = _guard_preview(preview.resolve)
-        for name in ("futureTicks", "potentialTickTimestamps"):
-            ticks = types["Schedule"].fields[name]
-            ticks.resolve = _few_ticks(ticks.resolve)
+        bound_lists(schema.graphql_schema)
         return schema
+
+    def build_graphql_middleware(self) -> list[Any]:
+        """What an answer takes is measured."""
+        return [metered]
 
     def build_routes(self) -> list[BaseRoute]:
         """Also the journal."""
@@ -197,27 +227,83 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
             page: Response = await super().graphql_http_endpoint(request)
             return page
         try:
-            query, variables, operation = await _asked(request)
-        except _UnservedError as error:
+            query, variables, operation = await asked(request)
+        except UnservedError as error:
             return PlainTextResponse(error.why, error.status)
         # What was looked at is what is run: Dagster's own endpoint would read the request again, and its URL.
         return await self.execute_graphql_request(request, query, variables, operation)
 
+    async def execute_graphql_request(
+        self, request: Request, query: str, variables: dict[str, Any] | None, operation_name: str | None
+    ) -> JSONResponse:
+        """In a thread, and not for ever."""
+        work = partial(self.graphql_execution_thread, request, query, variables, operation_name)
+        try:
+            return await self._threads.run(_who(request), work)
+        except TooMuchError as error:
+            return JSONResponse({"errors": [{"message": str(error)}]}, 400)
+        except BusyError as error:
+            return JSONResponse({"errors": [{"message": str(error)}]}, 429)
+
     async def execute_graphql_subscription(
         self, websocket: WebSocket, operation_id: str, query: str, variables: dict[str, Any] | None, operation_name: str | None
     ) -> tuple[Any, Any]:
-        """Over WebSocket subscriptions only."""
+        """Over WebSocket subscriptions only. What is sent is made in threads: Dagster would do it where all connections are served."""
+        who, schema = _who(websocket), self._graphene_schema.graphql_schema
         try:
-            document = await run_in_threadpool(parse, _short(query))
-        except (GraphQLError, _UnservedError) as error:
+            document = await self._threads.run(who, partial(subscription, query, schema))
+        except (GraphQLError, UnservedError, BusyError) as error:
             return None, {"message": str(error)}
-        operations = [d.operation for d in document.definitions if isinstance(d, OperationDefinitionNode)]
-        if any(operation is not OperationType.SUBSCRIPTION for operation in operations):
-            return None, {"message": "only subscriptions are served over WebSocket"}
-        answer: tuple[Any, Any] = await super().execute_graphql_subscription(
-            websocket, operation_id, query, variables, operation_name
-        )
-        return answer
+        if not self._watched.take(who):
+            return None, {"message": f"{WATCHED} runs and logs are watched by you already"}
+
+        def told(event: object) -> ExecutionResult:
+            async def result() -> ExecutionResult:
+                with self.request_context(websocket) as context:
+                    done = execute(schema, document, event, context, variables, operation_name, middleware=[metered])
+                    return await done if isawaitable(done) else done
+
+            return asyncio.run(result())
+
+        async def results(events: Any) -> AsyncGenerator[ExecutionResult, None]:
+            async with aclosing(events):
+                async for event in events:
+                    try:
+                        yield await self._threads.run(who, partial(told, event))
+                    except TooMuchError as error:
+                        raise GraphQLError(str(error)) from error
+
+        task = None
+        try:
+            with self.request_context(websocket) as context:
+                events = await create_source_event_stream(schema, document, None, context, variables, operation_name)
+            if isinstance(events, ExecutionResult):
+                return None, self.handle_graphql_errors(events.errors or [])[0]
+            task = asyncio.ensure_future(_handle_async_results(results(events), operation_id, websocket))
+            task.add_done_callback(lambda _: self._watched.leave(who))
+            return task, None
+        finally:
+            if task is None:
+                self._watched.leave(who)
+
+    async def _aside(self, endpoint: Callable[[Request], Any], request: Request) -> Response:
+        """In a thread what Dagster does where all connections are served."""
+        try:
+            return await self._threads.run(_who(request), lambda: asyncio.run(endpoint(request)))
+        except BusyError as error:
+            return PlainTextResponse(str(error), 429)
+
+    async def download_debug_file_endpoint(self, request: Request) -> Response:
+        """All that is known about a run."""
+        download = super().download_debug_file_endpoint
+
+        async def of_a_run(request: Request) -> Response:
+            if not self._process_context.instance.get_run_by_id(request.path_params["run_id"]):
+                return PlainTextResponse("no such run", 404)
+            found: Response = await download(request)
+            return found
+
+        return await self._aside(of_a_run, request)
 
     async def download_notebook(self, request: Request) -> Response:
         """There are none, and the endpoint reads files by name."""
@@ -227,8 +313,7 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
         """Of runs only: a path that climbs is none."""
         if ".." in request.path_params["path"].split("/"):
             return PlainTextResponse("no such log", 404)
-        log: Response = await super().download_captured_logs_endpoint(request)
-        return log
+        return await self._aside(super().download_captured_logs_endpoint, request)
 
     async def report_asset_materialization_endpoint(self, request: Request) -> JSONResponse:
         """Reported by who administers."""
@@ -250,45 +335,9 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
         return answer
 
 
-class _UnservedError(Exception):
-    """A request of the wrong kind."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status, self.why = status, why
-
-
-async def _asked(request: Request) -> tuple[str, dict[str, Any], str | None]:
-    """Document, variables and the name of the operation, of one JSON object by POST.
-
-    Raises:
-        _UnservedError: it is something else.
-    """
-    if request.method != "POST":
-        raise _UnservedError(405, "GraphQL is served by POST only")
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise _UnservedError(415, "GraphQL is served as application/json only")
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MESSAGE_BYTES:
-            raise _UnservedError(413, f"requests of at most {MESSAGE_BYTES} bytes are served")
-    try:
-        sent = json.loads(body)
-    except (ValueError, RecursionError):
-        raise _UnservedError(400, "the request is no JSON") from None
-    match sent:
-        case {"query": str(query)}:
-            variables, operation = sent.get("variables") or {}, sent.get("operationName")
-            if isinstance(variables, dict) and isinstance(operation, str | None):
-                return _short(query), variables, operation
-    raise _UnservedError(400, "one JSON object with one query is served, no batches")
-
-
-def _short(query: object) -> str:
-    if not isinstance(query, str) or len(query) > _QUERY_LENGTH:
-        raise _UnservedError(413, f"GraphQL documents of at most {_QUERY_LENGTH} characters are served")
-    return query
+def _who(connection: HTTPConnection) -> str:
+    principal: Principal = connection.scope[SCOPE_KEY]
+    return principal.id
 
 
 def _guard(name: str, right: Right | None, resolve: Callable[..., Any]) -> Callable[..., Any]:
@@ -334,22 +383,6 @@ def _guard_preview(resolve: Callable[..., Any]) -> Callable[..., Any]:
         raise GraphQLError(why, info.field_nodes, path=info.path.as_list())
 
     return guarded
-
-
-_MOST_TICKS = 1000
-"""Of a schedule in one answer; every quarter of an hour that is ten days. Dagster would count on until its memory is full."""
-
-
-def _few_ticks(resolve: Callable[..., Any]) -> Callable[..., Any]:
-    def limited(root: object, info: Any, **arguments: Any) -> Any:
-        if arguments.get("until"):
-            arguments["limit"] = arguments.get("limit") or _MOST_TICKS  # may be null, too
-        for name in ("limit", "upper_limit", "lower_limit"):
-            if arguments.get(name):
-                arguments[name] = min(arguments[name], _MOST_TICKS)
-        return resolve(root, info, **arguments)
-
-    return limited
 
 
 _TAKE_OVER = frozenset({"resumePartitionBackfill", "reexecutePartitionBackfill"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+import anyio
 import uvicorn
 from dagster import DagsterInstance
 from dagster import __version__ as dagster_version
@@ -12,8 +13,9 @@ from dagster._core.workspace.load_target import WorkspaceFileTarget
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from akidb_pipelines.errors import InputError, OutsideError
+from akidb_pipelines.operations.access.asked import MESSAGE_BYTES
 from akidb_pipelines.operations.access.context import Access, CedarProcessContext
-from akidb_pipelines.operations.access.front import MESSAGE_BYTES, GuardedWebserver
+from akidb_pipelines.operations.access.front import GuardedWebserver
 from akidb_pipelines.operations.access.identity import open_doorkeeper
 from akidb_pipelines.operations.access.journal import open_journal
 from akidb_pipelines.operations.access.judge import Judge, decision_times
@@ -53,20 +55,23 @@ def serve_front(settings: Settings, workspace: Path, host: str, port: int, metri
         context = stack.enter_context(
             CedarProcessContext(access, instance=instance, version=dagster_version, read_only=False, workspace_load_target=target)
         )
-        app = GuardedWebserver(context, doorkeeper, settings.ui_url).create_asgi_app()
+        front = GuardedWebserver(context, doorkeeper, settings.ui_url)
         if metrics_port:
             try:
                 start_http_server(metrics_port, host, registry)
             except OSError as error:
                 raise OutsideError(f"metrics at {host}:{metrics_port}: {error}", hint="choose another --metrics-port") from error
         # Metrics have a thread of their own: that they answer does not say that the UI does.
-        served = Gauge("akidb_pipelines_front_served_timestamp_seconds", "When the UI's event loop last turned.", registry=registry)
+        told = "When a request would last have been answered by the UI."
+        served = Gauge("akidb_pipelines_front_served_timestamp_seconds", told, registry=registry)
 
         async def turn() -> None:
-            served.set_to_current_time()
+            with anyio.move_on_after(_TURN_S):
+                await front.turn()
+                served.set_to_current_time()
 
         config = uvicorn.Config(
-            app,
+            front.create_asgi_app(),
             host=host,
             port=port,
             log_level="warning",
