@@ -204,6 +204,53 @@ def test_of_several_things_each_decision_is_written_down(front, issuer):
     assert json.loads(entries[0]["about"])["jobName"] == ["fixtures", "health", "dr_drill_recovery"]
 
 
+def _newest(front, asked):
+    entries = Journal(front.home / "access").entries(datetime.now(UTC).date())
+    newest = [entry for entry in entries if entry["asked"] == asked][-1]
+    return newest | {"about": json.loads(newest["about"])}
+
+
+def test_what_a_mutation_was_about_is_written_down(front, issuer, instance):
+    """By name also where Dagster takes an id; all of what was allowed."""
+    token = issuer.token("platform-engineering")
+    of = '{repositoryName: "__repository__", repositoryLocationName: "akidb_pipelines", scheduleName: "weekly_fixtures"}'
+    state = f"scheduleOrError(scheduleSelector: {of}) {{ ... on Schedule {{ scheduleState {{ id }} }} }}"
+    id_ = front.graphql(f"{{ {state} }}", token)["data"]["scheduleOrError"]["scheduleState"]["id"]
+    front.graphql(f"mutation {{ startSchedule(scheduleSelector: {of}) {{ __typename }} }}", token)
+    front.graphql(f'mutation {{ stopRunningSchedule(id: "{id_}") {{ __typename }} }}', token)
+    stopped = _newest(front, "stopRunningSchedule")
+    assert stopped["about"]["name"] == "weekly_fixtures"
+    assert (stopped["subject"], stopped["user"]) == ("00u-platform-engineering", "platform-engineering@akidb.example")
+
+    ids = [f"00000000-0000-0000-0000-{number:012}" for number in range(50)]
+    document = f"mutation {{ terminateRuns(runIds: {json.dumps(ids)}) {{ __typename }} }}"
+    front.graphql(document, token)
+    assert _newest(front, "terminateRuns")["about"]["runIds"] == ids
+    front.graphql(document, issuer.token("qa"))
+    assert _newest(front, "terminateRuns")["about"]["runIds"] == [*ids[:20], "30 more"]
+
+    _launch(front, token, "fixtures", tags='{key: "dagster/partition", value: "2026-11-16"}')
+    assert _newest(front, "launchRun")["about"]["partition"] == "2026-11-16"
+
+    sent = {"check_name": "schema_drift", "passed": True}
+    reported = f"{front.url}/report_asset_check/fixture_databases"
+    answer = httpx.post(reported, json=sent, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    assert _newest(front, "report_asset_check")["about"] == {
+        "asset": "fixture_databases",
+        "checkName": "schema_drift",
+        "passed": "True",
+    }
+
+
+def test_many_changes_in_one_document_are_refused(front, issuer):
+    changes = " ".join(f'c{number}: setConcurrencyLimit(concurrencyKey: "x{number}", limit: 3)' for number in range(21))
+    for document in (f"mutation {{ {changes} }}", f"mutation {{ ...F }} fragment F on Mutation {{ {changes} }}"):
+        answer = front.graphql(document, issuer.token("platform-engineering"))
+        assert "more than 20 changes" in answer["errors"][0]["message"]
+        assert not answer.get("data")
+
+
 def test_a_tag_that_was_refused_is_written_down(front, issuer):
     tags = '{key: "dagster/sensor_name", value: "x"}'
     answer = front.graphql(_launching("fixtures", tags=tags), issuer.token("qa"))
@@ -484,16 +531,40 @@ def test_a_flood_of_refused_tokens_does_not_fill_the_disk(tmp_path):
     assert "not written down" in lines[-1]
 
 
+def test_a_flood_of_denials_of_one_person_hides_nobody_elses(tmp_path):
+    noon = datetime(2026, 11, 26, 12, tzinfo=UTC)
+    journal = Journal(tmp_path, lambda: noon)
+    denied = Entry("u", "00u", (), "launchRun", "{}", "r", False, "default-deny", "")
+    for _ in range(500):
+        journal.write(denied)
+    journal.write(replace(denied, allowed=True))
+    journal.write(replace(denied, user="v", subject="00v"))
+    *_, more, allowed, other = entries = list(journal.entries(noon.date()))
+    assert len(entries) == 63
+    assert "not written down" in more["policy"]
+    assert allowed["allowed"]
+    assert other["user"] == "v"
+
+
+@pytest.mark.parametrize(
+    ("verified", "name"), [(None, "qa@akidb.example"), (True, "qa@akidb.example"), (False, "00u-qa"), ("true", "00u-qa")]
+)
+def test_an_address_that_the_issuer_has_not_verified_names_nobody(verified, name):
+    with Issuer() as issuer:
+        keeper = Doorkeeper(issuer.endpoint, "akidb-pipelines", PublishedKeys(f"{issuer.endpoint}/keys"), {"qa": "qa"})
+        assert keeper.admit([f"Bearer {issuer.token('qa', email_verified=verified)}"]).name == name
+
+
 def test_a_journal_without_room_refuses(tmp_path):
     journal = Journal(tmp_path / "file" / "x")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutsideError, match="log of decisions"):
-        journal.write(Entry("u", (), "a", "", "r", True, "p", ""))
+        journal.write(Entry("u", "00u", (), "a", "", "r", True, "p", ""))
 
 
 def test_half_a_line_of_a_full_disk_spoils_no_other(tmp_path):
     noon = datetime(2026, 11, 26, 12, tzinfo=UTC)
-    journal, entry = Journal(tmp_path, lambda: noon), Entry("u", (), "asked", "", "r", True, "p", "")
+    journal, entry = Journal(tmp_path, lambda: noon), Entry("u", "00u", (), "asked", "", "r", True, "p", "")
     journal.write(entry)
     with (tmp_path / "decisions-2026-11-26.jsonl").open("a") as lines:
         lines.write('{"time":"2026')

@@ -47,9 +47,10 @@ class Access:
         """
         entry = Entry(
             principal.name,
+            principal.id,
             principal.teams,
             matter.asked,
-            matter.about,
+            matter.about if decision.allowed else matter.in_short or matter.about,
             str(right),
             decision.allowed,
             decision.policy,
@@ -64,6 +65,8 @@ class Matter:
 
     asked: str
     about: str = ""
+    in_short: str = ""
+    """What is written of it if it is denied."""
     written: set[tuple[Right, bool]] = field(default_factory=set)
     """Decisions about it that stand in the journal: the same one twice says no more."""
     denied: tuple[Right, Decision] | None = None
@@ -81,9 +84,9 @@ class CedarRequestContext(WorkspaceRequestContext):
         self._matter: Matter | None = None
 
     @contextmanager
-    def deciding(self, asked: str, about: str = "") -> Iterator[None]:
+    def deciding(self, asked: str, about: str = "", in_short: str = "") -> Iterator[None]:
         """Decisions in here are about that, and are written down."""
-        self._matter = matter = Matter(asked, about)
+        self._matter = matter = Matter(asked, about, in_short)
         try:
             yield
         finally:
@@ -118,6 +121,15 @@ class CedarRequestContext(WorkspaceRequestContext):
         if (right, decision.allowed) not in matter.written:
             self._access.record(self.principal, right, decision, matter, self._address)
             matter.written.add((right, decision.allowed))
+
+    def instigators(self) -> Mapping[str, str]:
+        """Names of schedules and sensors, by the ids under which Dagster keeps them: also of those that are gone."""
+        names = {state.instigator_origin_id: state.instigator_name for state in self.instance.all_instigator_state()}
+        for location in self.code_locations:
+            for repository in location.get_repositories().values():
+                names |= {schedule.get_remote_origin_id(): schedule.name for schedule in repository.get_schedules()}
+                names |= {sensor.get_remote_origin_id(): sensor.name for sensor in repository.get_sensors()}
+        return names
 
     # --- what Dagster does not ask
 

@@ -25,6 +25,7 @@ from dagster_webserver.graphql import _handle_async_results
 from dagster_webserver.webserver import DagsterWebserver
 from graphene import Schema
 from graphql import (
+    ASTValidationRule,
     ExecutionResult,
     GraphQLError,
     create_source_event_stream,
@@ -40,7 +41,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from akidb_pipelines.errors import InputError, PipelineError
-from akidb_pipelines.operations.access.asked import UnservedError, asked, subscription
+from akidb_pipelines.operations.access.about import described
+from akidb_pipelines.operations.access.asked import FewChanges, UnservedError, asked, body_of, parsed, subscription
 from akidb_pipelines.operations.access.context import SCOPE_KEY, CedarProcessContext, CedarRequestContext, Matter
 from akidb_pipelines.operations.access.identity import Doorkeeper, Principal, RefusedTokenError
 from akidb_pipelines.operations.access.limits import (
@@ -55,7 +57,7 @@ from akidb_pipelines.operations.access.limits import (
     metered,
 )
 from akidb_pipelines.operations.access.pages import decisions_page
-from akidb_pipelines.operations.access.reach import described, executions_of
+from akidb_pipelines.operations.access.reach import executions_of
 from akidb_pipelines.operations.access.rights import ADMINISTER, AUDIT, MUTATIONS, ON_DEPLOYMENT, OPERATE, VIEW, Right
 
 _log = logging.getLogger(__name__)
@@ -206,6 +208,10 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
         bound_lists(schema.graphql_schema)
         return schema
 
+    def build_graphql_validation_rules(self) -> list[type[ASTValidationRule]]:
+        """GraphQL's, and one of ours."""
+        return [*super().build_graphql_validation_rules(), FewChanges]
+
     def build_graphql_middleware(self) -> list[Any]:
         """What an answer takes is measured."""
         return [metered]
@@ -328,10 +334,21 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
         return await self._reported(request, super().report_asset_observation_endpoint)
 
     async def _reported(self, request: Request, report: Callable[[Request], Any]) -> JSONResponse:
-        with self.request_context(request) as context, context.deciding("report", request.url.path[:200]):
+        try:
+            body = await body_of(request)
+            sent = parsed(body) if request.headers.get("content-type") == "application/json" else {}
+        except UnservedError as error:
+            return JSONResponse({"error": error.why}, error.status)
+        about = {"asset": request.path_params["asset_key"], **request.query_params, **(sent if isinstance(sent, dict) else {})}
+        what = request.url.path.split("/")[1]
+        with self.request_context(request) as context, context.deciding(what, described(about), described(about, in_full=False)):
             if not context.may(ADMINISTER):
                 return JSONResponse({"error": f"{context.principal.name} may not {ADMINISTER} (Cedar)"}, 403)
-        answer: JSONResponse = await report(request)
+
+        async def again() -> Message:
+            return {"type": "http.request", "body": body}
+
+        answer: JSONResponse = await report(Request(request.scope, again))
         return answer
 
 
@@ -356,7 +373,8 @@ def _guard(name: str, right: Right | None, resolve: Callable[..., Any]) -> Calla
 
         if right == VIEW:
             return await resolved()  # was decided at the gate, and changes nothing
-        with context.deciding(name, described(arguments)):
+        names = context.instigators() if name in _BY_ID else {}
+        with context.deciding(name, described(arguments, names), described(arguments, names, in_full=False)):
             if right:
                 return await resolved() if context.may(right) else refuse(right)
             for execution in executions_of(arguments, context.instance):
@@ -385,6 +403,7 @@ def _guard_preview(resolve: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
+_BY_ID = frozenset({"stopRunningSchedule", "stopSensor"})
 _TAKE_OVER = frozenset({"resumePartitionBackfill", "reexecutePartitionBackfill"})
 """Dagster keeps the tags of whoever started the backfill before."""
 

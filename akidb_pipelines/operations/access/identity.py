@@ -150,7 +150,8 @@ class Doorkeeper:
         groups = claims.get("groups", [])
         if not isinstance(groups, list) or not all(isinstance(g, str) for g in groups):
             raise RefusedTokenError("the claim groups is no list of names")
-        email = claims.get("email", "")
+        # Mostly it is not said; where the issuer says that it has not verified it, anybody may have written another's.
+        email = claims.get("email", "") if claims.get("email_verified", True) is True else ""
         teams = tuple(sorted({self._teams[g] for g in groups if g in self._teams}))
         return Principal(str(claims["sub"]), email if isinstance(email, str) else "", teams, float(claims["exp"]))
 

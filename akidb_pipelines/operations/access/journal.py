@@ -1,7 +1,8 @@
 """The log of decisions: one JSON object a line, one file a day, only ever appended to. Team Security reads it in the UI or from the files.
 
-Written down are: every decision about something that changes, every refusal to look, and tokens that were refused (at most sixty a
-minute: they cost an attacker nothing). What only greys a button is not. What cannot be written down is not done.
+Written down are: every decision about something that changes, every refusal to look, and tokens that were refused. What only greys a
+button is not. What cannot be written down is not done. Refusals cost an attacker nothing: sixty a minute of each person's, and of tokens
+that prove nobody, are written down.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
@@ -19,6 +21,7 @@ from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.settings import Settings
 
 _REFUSALS_A_MINUTE = 60
+_MORE = "further refusals of this minute are not written down"
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Entry:
 
     user: str
     """Email or subject; empty for a token that was refused."""
+    subject: str
+    """The claim `sub`, which nobody can choose."""
     teams: tuple[str, ...]
     asked: str
     """A mutation, or the path of a page."""
@@ -51,32 +56,44 @@ class Journal:
     def __init__(self, folder: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.folder, self._clock = folder, clock
         self._lock = threading.Lock()
-        self._minute, self._refusals = 0, 0
+        self._minute = 0
+        self._refusals: Counter[str] = Counter()
 
     def write(self, entry: Entry) -> None:
-        """Append an entry.
+        """Append an entry; of one person's denials the first sixty of a minute.
 
         Raises:
             OutsideError: it cannot be written; what was asked must not be done.
         """
-        self._append({"time": self._now(), **asdict(entry)})
+        known = {"time": self._now(), **asdict(entry)}
+        if not entry.allowed:
+            count = self._refused(entry.subject)
+            if count > _REFUSALS_A_MINUTE + 1:
+                return
+            if count > _REFUSALS_A_MINUTE:
+                known |= {"about": "", "policy": _MORE}
+        self._append(known)
 
     def refuse(self, reason: str, path: str, address: str) -> None:
-        """Append that a token was refused; beyond sixty a minute only the first is said to be more.
+        """Append that a token was refused, unless sixty of this minute were.
 
         Raises:
             OutsideError: it cannot be written.
         """
+        if (count := self._refused("")) > _REFUSALS_A_MINUTE + 1:
+            return
+        told = _MORE if count > _REFUSALS_A_MINUTE else reason
+        self._append({"time": self._now(), "user": "", "asked": path[:200], "allowed": False, "policy": told, "address": address})
+
+    def _refused(self, subject: str) -> int:
+        """How often this minute, with this time."""
         with self._lock:
             minute = int(self._clock().timestamp()) // 60
             if minute != self._minute:
-                self._minute, self._refusals = minute, 0
-            self._refusals += 1
-            if self._refusals > _REFUSALS_A_MINUTE + 1:
-                return
-            more = self._refusals > _REFUSALS_A_MINUTE
-        told = "further refusals of this minute are not written down" if more else reason
-        self._append({"time": self._now(), "user": "", "asked": path[:200], "allowed": False, "policy": told, "address": address})
+                self._minute = minute
+                self._refusals.clear()
+            self._refusals[subject] += 1
+            return self._refusals[subject]
 
     def days(self) -> list[date]:
         """Days that have entries, oldest first."""

@@ -5,7 +5,6 @@ Dagster lets a named job run any asset of the repository, and asks only for the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -99,12 +98,12 @@ def _execution(tree: Mapping[str, Any], instance: DagsterInstance) -> Execution:
     return Execution(
         frozenset(str(value) for key in ("jobName", "pipelineName") for value in _values(tree, key) if value),
         frozenset(_keys(tree)),
-        tuple(_tag_lists(tree)),
+        tuple(tag_lists(tree)),
         tuple(_values(tree, "runConfigData")),
         tuple(found for id_ in past if (found := instance.get_run_by_id(id_) or instance.get_backfill(id_))),
         _first(tree, "parentRunId"),
         _first(tree, "rootRunId"),
-        any(key in _OF_BACKFILLS for key, _ in _pairs(tree)),
+        any(key in _OF_BACKFILLS for key, _ in pairs(tree)),
         any(_values(tree, "stepKeys")),
     )
 
@@ -200,43 +199,6 @@ def _is_systems(key: str) -> bool:
     return key.startswith(_SYSTEMS) and key not in _PEOPLES
 
 
-_NAMES = (
-    "jobName",
-    "pipelineName",
-    "partitionSetName",
-    "path",
-    "checkName",
-    "name",
-    "scheduleName",
-    "sensorName",
-    "runId",
-    "runIds",
-    "parentRunId",
-    "backfillId",
-    "repositoryLocationName",
-    "concurrencyKey",
-    "partitionNames",
-)
-_LISTED, _LONGEST = 20, 100
-
-
-def described(arguments: object) -> str:
-    """What a mutation is about, for the journal: names and ids as JSON, never configurations or tags; of many, the first twenty."""
-    found: dict[str, list[str]] = {name: [] for name in _NAMES}
-    for key, value in _pairs(arguments):
-        if key in found and value is not None:
-            several = ["/".join(map(str, value))] if key == "path" else value if isinstance(value, list | tuple) else [value]
-            found[key] += [str(one)[:_LONGEST] for one in several]
-    told: dict[str, str | list[str]] = {}
-    for key, values in found.items():
-        different = list(dict.fromkeys(values))
-        if len(different) > _LISTED:
-            different[_LISTED:] = [f"{len(different) - _LISTED} more"]
-        if different:
-            told[key] = different if len(different) > 1 else different[0]
-    return json.dumps(told)
-
-
 def _keys(tree: object) -> Iterator[Key]:
     for node in _nodes(tree):
         yield from (_asset(each) for each in node.get("assetSelection") or ())
@@ -254,9 +216,9 @@ def _job_of(backfill: PartitionBackfill) -> str:
     return job_name_for_partition_set_snap_name(backfill.partition_set_name) if backfill.partition_set_name else ""
 
 
-def _tag_lists(tree: object) -> Iterator[list[Any]]:
-    """Whatever the list is called that they are in."""
-    for _, value in _pairs(tree):
+def tag_lists(tree: object) -> Iterator[list[Any]]:
+    """Lists of `{key, value}`, whatever they are called."""
+    for _, value in pairs(tree):
         if isinstance(value, list) and value and all(isinstance(t, Mapping) and {*t} == {"key", "value"} for t in value):
             yield value
 
@@ -269,7 +231,8 @@ def _first(tree: object, key: str) -> str:
     return next((str(value) for value in _values(tree, key) if value), "")
 
 
-def _pairs(tree: object) -> Iterator[tuple[str, Any]]:
+def pairs(tree: object) -> Iterator[tuple[str, Any]]:
+    """Every name in a tree, with what it stands for, but none of a run configuration inside arguments."""
     for node in _nodes(tree):
         yield from node.items()
 
