@@ -14,15 +14,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
+import dagster as dg
 import httpx
 import pytest
-from dagster._core.execution.backfill import BulkActionStatus
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
 from akidb_pipelines.cedar.authorize import Decision
 from akidb_pipelines.cedar.sandbox import SHIPPED
 from akidb_pipelines.definitions import build_defs
 from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.operations.access import front as front_module
+from akidb_pipelines.operations.access import takeover
 from akidb_pipelines.operations.access.front import Gate
 from akidb_pipelines.operations.access.identity import Doorkeeper, Principal, PublishedKeys, RefusedTokenError
 from akidb_pipelines.operations.access.journal import Entry, Journal
@@ -269,6 +271,34 @@ def test_a_backfill_that_somebody_takes_up_again_carries_their_name(front, issue
     again = f'reexecutePartitionBackfill(reexecutionParams: {{parentRunId: "{first}", strategy: ALL_STEPS}}) {{ {wanted} }}'
     answer = front.graphql(f"mutation {{ {again} }}", issuer.token("qa"))["data"]["reexecutePartitionBackfill"]
     assert instance.get_backfill(answer["backfillId"]).tags["user"] == "qa@akidb.example"
+    resume = f'mutation {{ resumePartitionBackfill(backfillId: "{first}") {{ __typename }} }}'
+    assert front.graphql(resume, issuer.token("qa"))["data"]["resumePartitionBackfill"]["__typename"] == "ResumeBackfillSuccess"
+    assert instance.get_backfill(first).tags["user"] == "qa@akidb.example"
+    assert instance.get_backfill(first).status is BulkActionStatus.REQUESTED
+    again = front.graphql(resume, issuer.token("platform-engineering"))
+    assert "still in progress" in again["errors"][0]["message"]
+    assert instance.get_backfill(first).tags["user"] == "qa@akidb.example"
+
+
+def test_a_name_on_a_backfill_undoes_nothing_that_the_daemon_wrote(monkeypatch):
+    began = PartitionBackfill("abc", BulkActionStatus.REQUESTED, from_failure=False, tags={"user": "a"}, backfill_timestamp=0.0)
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_backfill(began)
+        read, wrote = takeover.deserialize_value, []
+
+        def and_then_the_daemon_writes(body, kind):
+            found = read(body, kind)
+            if not wrote:
+                wrote.append(instance.update_backfill(found.with_failure_count(7)))
+            return found
+
+        monkeypatch.setattr(takeover, "deserialize_value", and_then_the_daemon_writes)
+        assert takeover.retag(instance, "abc", {"user": "b"}) == {"user": "a"}
+        monkeypatch.undo()
+        after = instance.get_backfill("abc")
+        assert (after.tags, after.failure_count) == ({"user": "b"}, 7)
+        with pytest.raises(OutsideError, match="gone"):
+            takeover.retag(instance, "def", {"user": "b"})
 
 
 def test_the_journal_tells_what_was_decided_and_to_whom_it_may_be_told(front, issuer):

@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
 from inspect import isawaitable
@@ -59,6 +59,7 @@ from akidb_pipelines.operations.access.limits import (
 from akidb_pipelines.operations.access.pages import decisions_page
 from akidb_pipelines.operations.access.reach import executions_of
 from akidb_pipelines.operations.access.rights import ADMINISTER, AUDIT, MUTATIONS, ON_DEPLOYMENT, OPERATE, VIEW, Right
+from akidb_pipelines.operations.access.takeover import must_have_ended, retag
 
 _log = logging.getLogger(__name__)
 _OPEN = frozenset({"/server_info"})
@@ -380,12 +381,30 @@ def _guard(name: str, right: Right | None, resolve: Callable[..., Any]) -> Calla
             for execution in executions_of(arguments, context.instance):
                 if what := context.forbidden(execution):
                     refuse(what)
-            result = await resolved()
-            if name in _TAKE_OVER:
-                _name_who_asked(context, result)
-            return result
+            return await (_taken_over(context, name, arguments, resolved) if name in _TAKE_OVER else resolved())
 
     return guarded
+
+
+async def _taken_over(
+    context: CedarRequestContext, name: str, arguments: dict[str, Any], resolved: Callable[[], Awaitable[Any]]
+) -> Any:
+    """From now on the runs carry the name of who asked. One that is resumed before it goes on; a new one right after it was made."""
+    instance, tags = context.instance, context.get_viewer_tags()
+    if name == "resumePartitionBackfill" and instance.get_backfill(backfill_id := arguments["backfillId"]):
+        must_have_ended(instance, backfill_id)
+        before = retag(instance, backfill_id, tags)
+        result = await resolved()
+        if not hasattr(result, "backfill_id"):
+            retag(instance, backfill_id, before)
+        return result
+    result = await resolved()
+    if backfill_id := getattr(result, "backfill_id", ""):
+        try:
+            retag(instance, backfill_id, tags)
+        except Exception:  # noqa: BLE001 - whatever the database raises; it has begun, and is told so
+            _log.exception("the backfill that %s took up again does not carry their name", context.principal.name)
+    return result
 
 
 def _guard_preview(resolve: Callable[..., Any]) -> Callable[..., Any]:
@@ -406,13 +425,3 @@ def _guard_preview(resolve: Callable[..., Any]) -> Callable[..., Any]:
 _BY_ID = frozenset({"stopRunningSchedule", "stopSensor"})
 _TAKE_OVER = frozenset({"resumePartitionBackfill", "reexecutePartitionBackfill"})
 """Dagster keeps the tags of whoever started the backfill before."""
-
-
-def _name_who_asked(context: CedarRequestContext, result: object) -> None:
-    """From now on a backfill's runs carry the name of who took it up again. It has begun: what goes wrong here is told in the log."""
-    try:
-        backfill = context.instance.get_backfill(str(getattr(result, "backfill_id", "")))
-        if backfill:
-            context.instance.update_backfill(backfill._replace(tags={**(backfill.tags or {}), **context.get_viewer_tags()}))
-    except Exception:  # noqa: BLE001 - whatever the database raises
-        _log.exception("the backfill that %s took up again does not carry their name", context.principal.name)
