@@ -143,7 +143,12 @@ class OciStaging:
         return self._url(self.staging.service_url, node)
 
     def _url(self, template: str, node: str) -> str:
-        return template.replace("{address}", self._instance(node).address).replace("{node}", node) if template else ""
+        if not template:
+            return ""
+        running = [i for i in self.compute.instances() if i.name == node and i.state == "RUNNING"]
+        # Also of one that may not be drilled: to ask it something does no harm.
+        address = running[0].address if len(running) == 1 else self._instance(node).address
+        return template.replace("{address}", address).replace("{node}", node)
 
     def gateways(self) -> list[str] | None:
         """See Target."""

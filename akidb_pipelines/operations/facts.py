@@ -21,6 +21,8 @@ from dagster._utils.schedules import cron_string_iterator
 
 _RECENT_RUNS, _RECENT_BY_HAND, _RECENT_OF_MEMBER = 15, 100, 10
 """Finished runs that are looked at for newest outcomes: of each job, of what was started without one, of each device and runner."""
+_OLDER_OF_MEMBER = 50
+"""Further ones of a device or runner, for checks that none of the recent ones has come to: builds may have failed before them for weeks."""
 _RETRY_S = 120
 """A run that is to be tried again is, within seconds; within a minute or so if Dagster lost it (retries.py)."""
 _DIMENSIONS = ("device", "runner")
@@ -277,12 +279,19 @@ def _by_member(
 
 def _runs_of_members(instance: dg.DagsterInstance, watched: Watched) -> Mapping[Member, Sequence[dg.RunRecord]]:
     """The newest finished runs about each device and runner. Asked one by one: whatever else ran since pushes none out of sight."""
-    return {
-        (dimension, name): instance.get_run_records(
-            dg.RunsFilter(tags={f"dagster/partition/{dimension}": name}, statuses=_ENDED), limit=_RECENT_OF_MEMBER
-        )
-        for dimension, name in sorted({(m.dimension, name) for m in watched.members.values() for name in m.names})
-    }
+    members = sorted({(m.dimension, name) for m in watched.members.values() for name in m.names})
+    return {member: instance.get_run_records(_ended_of(member), limit=_RECENT_OF_MEMBER) for member in members}
+
+
+def _older(instance: dg.DagsterInstance, member: Member, records: Sequence[dg.RunRecord]) -> Iterable[dg.RunRecord]:
+    """Asked for only when they are needed."""
+    if len(records) == _RECENT_OF_MEMBER:
+        yield from instance.get_run_records(_ended_of(member), limit=_OLDER_OF_MEMBER, cursor=records[-1].dagster_run.run_id)
+
+
+def _ended_of(member: Member) -> dg.RunsFilter:
+    dimension, name = member
+    return dg.RunsFilter(tags={f"dagster/partition/{dimension}": name}, statuses=_ENDED)
 
 
 def _checks(instance: dg.DagsterInstance, watched: Watched) -> Iterable[CheckFact]:
@@ -306,15 +315,16 @@ def _checks_of_members(
     for (dimension, member), records in runs.items():
         assets = {key for key, of in watched.members.items() if of.dimension == dimension and member in of.names}
         missing = {key for key in watched.checks if key.asset_key in assets}
-        for run_id in (record.dagster_run.run_id for record in records):
+        for record in chain(records, _older(instance, (dimension, member), records)):
             if not missing:
                 break
+            run_id = record.dagster_run.run_id
             told = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION, ascending=False)
-            for record in told.records:
-                event = record.event_log_entry.dagster_event
+            for found in told.records:
+                event = found.event_log_entry.dagster_event
                 if event and (key := event.asset_check_evaluation_data.asset_check_key) in missing:
                     missing.remove(key)
-                    yield _check(watched, event.asset_check_evaluation_data, member, record.timestamp, run_id)
+                    yield _check(watched, event.asset_check_evaluation_data, member, found.timestamp, run_id)
 
 
 def _check(watched: Watched, found: dg.AssetCheckEvaluation, member: str, at: float, run_id: str) -> CheckFact:

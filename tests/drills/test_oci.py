@@ -156,6 +156,14 @@ def test_a_node_without_the_tag_is_not_touched(desk, oci):
     assert "its tag akidb-drill is not there" in _refused(desk, oci, "staging-2")
 
 
+def test_a_node_without_the_tag_may_still_be_asked_whether_it_answers(staging, oci):
+    """Else whoever takes it out of the drills has its health told as lost."""
+    staging = replace(staging, staging=replace(staging.staging, service_url="http://{address}:8080/health"))
+    before = staging.service_url("staging-2")
+    oci.named("staging-2")[0].tags.pop("akidb-drill")
+    assert staging.service_url("staging-2") == before != ""
+
+
 def test_two_instances_of_one_name_are_not_touched(desk, oci):
     oci.make_instance("staging-2", tags=dict(ALLOWED))
     told = _refused(desk, oci, "staging-2")

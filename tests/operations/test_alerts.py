@@ -369,6 +369,16 @@ def test_a_backfill_of_one_runner_pushes_no_other_out_of_sight():
         assert rules_on(collect(instance, watched)) == before == {"pipeline.run.failed", "pipeline.check.failed"}
 
 
+def test_builds_that_fail_before_their_checks_do_not_end_the_alert_of_a_failed_check():
+    watched, job = watched_of(FLEET.get_repository_def()), FLEET.resolve_job_def("images")
+    with dg.instance_for_test() as instance:
+        snap(instance, "w1", "mac", fail=True)
+        for n in range(40):
+            of_mac = {"dagster/partition": f"mac|w{n}", "dagster/partition/runner": "mac"}
+            instance.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE, tags=of_mac)
+        assert "pipeline.check.failed" in rules_on(collect(instance, watched))
+
+
 def test_an_image_of_a_runner_that_left_the_inventory_is_not_stale():
     watched = watched_of(FLEET.get_repository_def())
     with dg.instance_for_test() as instance:

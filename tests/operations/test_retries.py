@@ -143,3 +143,11 @@ def test_the_daemon_is_asked_three_times_and_then_a_person_is(instance):
     assert [len(f.asked) for f in found] == [1, 1, 1, 0, 0]
     assert [len(f.given_up) for f in found] == [0, 0, 0, 1, 0]
     assert promised(instance, run) == "false"
+
+
+def test_a_count_that_is_none_stops_nobodys_retries(instance):
+    """Who administers may write any tag."""
+    runs = [failed(instance, week=week) for week in ("2026-W46", "2026-W47")]
+    instance.add_run_tags(runs[0].run_id, {"akidb/asked_again": "often"})
+    daemon_has_read_all(instance)
+    assert sorted(asked(instance)) == sorted(run.run_id for run in runs)
