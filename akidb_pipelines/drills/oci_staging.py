@@ -145,9 +145,9 @@ class OciStaging:
     def _url(self, template: str, node: str) -> str:
         if not template:
             return ""
-        running = [i for i in self.compute.instances() if i.name == node and i.state == "RUNNING"]
-        # Also of one that may not be drilled: to ask it something does no harm.
-        address = running[0].address if len(running) == 1 else self._instance(node).address
+        named = [i for i in self.compute.instances() if i.name == node]
+        # If it may not be drilled, to ask it something still does no harm.
+        address = named[0].address if len(named) == 1 else self._instance(node).address
         return template.replace("{address}", address).replace("{node}", node)
 
     def gateways(self) -> list[str] | None:

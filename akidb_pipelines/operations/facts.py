@@ -283,12 +283,6 @@ def _runs_of_members(instance: dg.DagsterInstance, watched: Watched) -> Mapping[
     return {member: instance.get_run_records(_ended_of(member), limit=_RECENT_OF_MEMBER) for member in members}
 
 
-def _older(instance: dg.DagsterInstance, member: Member, records: Sequence[dg.RunRecord]) -> Iterable[dg.RunRecord]:
-    """Asked for only when they are needed."""
-    if len(records) == _RECENT_OF_MEMBER:
-        yield from instance.get_run_records(_ended_of(member), limit=_OLDER_OF_MEMBER, cursor=records[-1].dagster_run.run_id)
-
-
 def _ended_of(member: Member) -> dg.RunsFilter:
     dimension, name = member
     return dg.RunsFilter(tags={f"dagster/partition/{dimension}": name}, statuses=_ENDED)
@@ -315,16 +309,29 @@ def _checks_of_members(
     for (dimension, member), records in runs.items():
         assets = {key for key, of in watched.members.items() if of.dimension == dimension and member in of.names}
         missing = {key for key in watched.checks if key.asset_key in assets}
-        for record in chain(records, _older(instance, (dimension, member), records)):
-            if not missing:
-                break
-            run_id = record.dagster_run.run_id
-            told = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION, ascending=False)
-            for found in told.records:
-                event = found.event_log_entry.dagster_event
-                if event and (key := event.asset_check_evaluation_data.asset_check_key) in missing:
-                    missing.remove(key)
-                    yield _check(watched, event.asset_check_evaluation_data, member, found.timestamp, run_id)
+        yield from _evaluated(instance, watched, member, missing, records)
+        if missing and len(records) == _RECENT_OF_MEMBER:
+            missing &= {*instance.event_log_storage.get_latest_asset_check_execution_by_key([*missing])}  # else it is new
+            before = records[-1].dagster_run.run_id
+            older = (
+                instance.get_run_records(_ended_of((dimension, member)), limit=_OLDER_OF_MEMBER, cursor=before) if missing else []
+            )
+            yield from _evaluated(instance, watched, member, missing, older)
+
+
+def _evaluated(
+    instance: dg.DagsterInstance, watched: Watched, member: str, missing: set[dg.AssetCheckKey], records: Sequence[dg.RunRecord]
+) -> Iterable[CheckFact]:
+    """The newest outcomes in these runs of what is missing, which is less then."""
+    for run_id in (record.dagster_run.run_id for record in records):
+        if not missing:
+            return
+        told = instance.get_records_for_run(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION, ascending=False)
+        for record in told.records:
+            event = record.event_log_entry.dagster_event
+            if event and (key := event.asset_check_evaluation_data.asset_check_key) in missing:
+                missing.remove(key)
+                yield _check(watched, event.asset_check_evaluation_data, member, record.timestamp, run_id)
 
 
 def _check(watched: Watched, found: dg.AssetCheckEvaluation, member: str, at: float, run_id: str) -> CheckFact:

@@ -235,12 +235,14 @@ def test_what_a_mutation_was_about_is_written_down(front, issuer, instance):
     assert _newest(front, "launchRun")["about"]["partition"] == "2026-11-16"
 
     sent = {"check_name": "schema_drift", "passed": True}
-    reported = f"{front.url}/report_asset_check/fixture_databases"
+    reported = f"{front.url}/report_asset_check/fixture_databases?asset=another&partition=2026-11-16"
+    sent |= {"metadata": {"password": "hunter2"}, "asset": "another"}
     answer = httpx.post(reported, json=sent, headers={"Authorization": f"Bearer {token}"}, timeout=30)
     assert answer.status_code == 200, answer.text
     assert _newest(front, "report_asset_check")["about"] == {
         "asset": "fixture_databases",
         "checkName": "schema_drift",
+        "partition": "2026-11-16",
         "passed": "True",
     }
 
@@ -280,6 +282,13 @@ def test_a_backfill_that_somebody_takes_up_again_carries_their_name(front, issue
     assert instance.get_backfill(first).tags["user"] == "qa@akidb.example"
 
 
+def test_who_may_not_take_a_backfill_up_again_leaves_no_name_on_it(front, issuer, instance):
+    instance.add_backfill(PartitionBackfill("others", BulkActionStatus.FAILED, from_failure=False, tags={}, backfill_timestamp=0.0))
+    resume = 'mutation { resumePartitionBackfill(backfillId: "others") { __typename } }'
+    assert front.graphql(resume, issuer.token("qa"))["data"]["resumePartitionBackfill"]["__typename"] == "UnauthorizedError"
+    assert (instance.get_backfill("others").tags, instance.get_backfill("others").status) == ({}, BulkActionStatus.FAILED)
+
+
 def test_a_name_on_a_backfill_undoes_nothing_that_the_daemon_wrote(monkeypatch):
     began = PartitionBackfill("abc", BulkActionStatus.REQUESTED, from_failure=False, tags={"user": "a"}, backfill_timestamp=0.0)
     with dg.DagsterInstance.ephemeral() as instance:
@@ -293,7 +302,7 @@ def test_a_name_on_a_backfill_undoes_nothing_that_the_daemon_wrote(monkeypatch):
             return found
 
         monkeypatch.setattr(takeover, "deserialize_value", and_then_the_daemon_writes)
-        assert takeover.retag(instance, "abc", {"user": "b"}) == {"user": "a"}
+        takeover.retag(instance, "abc", {"user": "b"})
         monkeypatch.undo()
         after = instance.get_backfill("abc")
         assert (after.tags, after.failure_count) == ({"user": "b"}, 7)
@@ -574,6 +583,13 @@ def test_a_flood_of_denials_of_one_person_hides_nobody_elses(tmp_path):
     assert "not written down" in more["policy"]
     assert allowed["allowed"]
     assert other["user"] == "v"
+
+
+def test_a_token_of_nobody_is_refused():
+    with Issuer() as issuer:
+        keeper = Doorkeeper(issuer.endpoint, "akidb-pipelines", PublishedKeys(f"{issuer.endpoint}/keys"), {"qa": "qa"})
+        with pytest.raises(RefusedTokenError, match="sub"):
+            keeper.admit([f"Bearer {issuer.token('qa', sub='')}"])
 
 
 @pytest.mark.parametrize(

@@ -379,6 +379,20 @@ def test_builds_that_fail_before_their_checks_do_not_end_the_alert_of_a_failed_c
         assert "pipeline.check.failed" in rules_on(collect(instance, watched))
 
 
+def test_a_check_that_nothing_has_come_to_yet_is_not_looked_for_in_run_after_run(monkeypatch):
+    watched, job = watched_of(FLEET.get_repository_def()), FLEET.resolve_job_def("images")
+    new = dg.AssetCheckKey(dg.AssetKey("image"), "new")
+    watched = replace(watched, checks={new: True})
+    with dg.instance_for_test() as instance:
+        for n in range(30):
+            of_mac = {"dagster/partition": f"mac|w{n}", "dagster/partition/runner": "mac"}
+            instance.create_run_for_job(job, status=dg.DagsterRunStatus.SUCCESS, tags=of_mac)
+        read, asked = instance.get_records_for_run, []
+        monkeypatch.setattr(instance, "get_records_for_run", lambda run_id, **rest: asked.append(run_id) or read(run_id, **rest))
+        collect(instance, watched)
+        assert len(asked) == 10
+
+
 def test_an_image_of_a_runner_that_left_the_inventory_is_not_stale():
     watched = watched_of(FLEET.get_repository_def())
     with dg.instance_for_test() as instance:

@@ -136,6 +136,33 @@ def test_one_person_waits_for_themselves_and_others_do_not():
     assert asyncio.run(all_at_once()) == ("answered", [True] * 3, "again")
 
 
+def test_whoever_goes_away_leaves_a_place_taken_until_the_thread_is_done():
+    """Else start and stop, again and again, would have any number of threads at work."""
+    at_work, most, lock = [0], [0], threading.Lock()
+
+    def work():
+        with lock:
+            at_work[0] += 1
+            most[0] = max(most[0], at_work[0])
+        time.sleep(0.3)
+        with lock:
+            at_work[0] -= 1
+        raise TooMuchError("and nobody is there to hear it")
+
+    async def come_and_go():
+        threads = Threads(in_all=4, of_one=2)
+        for _ in range(12):
+            task = asyncio.ensure_future(threads.run("a", work))
+            await asyncio.sleep(0.02)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        return await asyncio.wait_for(threads.run("a", lambda: "answered"), 10)
+
+    assert asyncio.run(come_and_go()) == "answered"
+    assert most[0] == 2
+
+
 @pytest.mark.parametrize(
     ("values", "fits"),
     [([1] * 10, True), ([1] * 11, False), (["x" * 2000], True), (["x" * 3000], False), ([[1] * 9], True), ([{1: 1}] * 6, False)],
@@ -163,7 +190,7 @@ def test_time_counts_for_what_is_read_and_not_for_what_is_changed():
 
 @pytest.mark.parametrize(
     ("arguments", "read"),
-    [("", RECORDS), ("(limit: null)", RECORDS), ("(limit: 2147483647)", RECORDS), ("(limit: 3)", 3)],
+    [("", RECORDS), ("(limit: null)", RECORDS), ("(limit: 2147483647)", RECORDS), ("(limit: -1)", RECORDS), ("(limit: 3)", 3)],
 )
 def test_no_field_reads_more_than_a_thousand_records(arguments, read):
     schema = create_schema().graphql_schema
@@ -172,3 +199,13 @@ def test_no_field_reads_more_than_a_thousand_records(arguments, read):
     bound_lists(schema)
     execute(schema, parse(f"{{ runsOrError{arguments} {{ __typename }} }}"))
     assert seen == [read]
+
+
+def test_every_field_that_is_bounded_takes_what_it_is_given(front, issuer):
+    """Of what counts neither records nor ticks, nothing is said."""
+    of = '{repositoryName: "__repository__", repositoryLocationName: "akidb_pipelines", scheduleName: "runner_capacity"}'
+    schedule = "potentialTickTimestamps(startTimestamp: 1764000000) futureTicks(until: 1764003600) { results { timestamp } }"
+    document = f"{{ scheduleOrError(scheduleSelector: {of}) {{ ... on Schedule {{ {schedule} }} }} }}"
+    found = front.graphql(document, issuer.token("qa"))["data"]["scheduleOrError"]
+    assert len(found["potentialTickTimestamps"]) > 1
+    assert "results" in found["futureTicks"]

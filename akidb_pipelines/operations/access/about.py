@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from akidb_pipelines.operations.access.reach import pairs, tag_lists
+from akidb_pipelines.operations.access.reach import tag_lists
 
 _UNTOLD = frozenset(
     {
@@ -23,27 +23,26 @@ _UNTOLD = frozenset(
         "value",
     }
 )
+_OF_A_REPORT = ("partition", "check_name", "passed", "severity", "data_version")
 _PARTITION = "dagster/partition"
 _OF_A_DENIAL, _LONGEST = 20, 100
 
 
-def described(arguments: object, names: Mapping[str, str] | None = None, *, in_full: bool = True) -> str:
+def described(arguments: Mapping[str, Any], names: Mapping[str, str] | None = None, *, in_full: bool = True) -> str:
     """As JSON, by the names of the arguments; what has several values has a list of them.
 
     Args:
-        arguments: as GraphQL has read them, or a report's.
+        arguments: as GraphQL has read them.
         names: of schedules and sensors, by the ids that some mutations take in their place.
         in_full: all of them; else the first twenty of each: what is denied needs no more, and must not fill the disk.
     """
     found: dict[str, list[str]] = {}
-    for key, value in pairs(arguments):
-        several = _told(_camel(key), value)
-        if several:
-            found.setdefault(_camel(key), []).extend(several)
-            found.setdefault("name", []).extend(
-                names[part] for one in several if names for part in one.split("::") if part in names
-            )
-    found["partition"] = [str(t["value"]) for tags in tag_lists(arguments) for t in tags if t["key"] == _PARTITION]
+    for key, values in _leaves(arguments):
+        found.setdefault(key, []).extend(values)
+        if names:
+            found.setdefault("name", []).extend(names[part] for one in values for part in one.split("::") if part in names)
+    of_tags = [str(tag["value"]) for tags in tag_lists(arguments) for tag in tags if tag["key"] == _PARTITION]
+    found.setdefault("partition", []).extend(of_tags)
     told: dict[str, str | list[str]] = {}
     for key, values in found.items():
         different = list(dict.fromkeys(value[:_LONGEST] for value in values))
@@ -54,13 +53,29 @@ def described(arguments: object, names: Mapping[str, str] | None = None, *, in_f
     return json.dumps(told)
 
 
-def _told(key: str, value: Any) -> list[str]:
-    if key in _UNTOLD or value is None:
-        return []
-    if key == "path":
-        return ["/".join(map(str, value))]
-    several = value if isinstance(value, list | tuple) else [value]
-    return [str(one) for one in several if one is not None and not isinstance(one, Mapping | list | tuple)]
+def reported(asset: str, told: Mapping[str, object]) -> str:
+    """The same of a report over REST.
+
+    Args:
+        asset: that its address names; empty leaves it to what it tells.
+        told: by its body or, where that says nothing, its address.
+    """
+    known = {_camel(name): value for name in _OF_A_REPORT if (value := told.get(name)) is not None}
+    return described({"asset": asset or told.get("asset_key"), **known})
+
+
+def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Names with their values, of whatever is not left out, nor is below it."""
+    for name, value in tree.items():
+        several = value if isinstance(value, list | tuple) else [value]
+        if (key := _camel(name)) in _UNTOLD:
+            continue
+        for inner in several:
+            if isinstance(inner, Mapping):
+                yield from _leaves(inner)
+        plain = [str(one) for one in several if isinstance(one, str | int | float)]
+        if plain:
+            yield key, ["/".join(plain)] if key == "path" else plain
 
 
 def _camel(name: str) -> str:

@@ -12,15 +12,17 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from functools import partial
 from inspect import isawaitable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
 from dagster._core.workspace.permissions import Permissions
+from dagster_graphql.implementation.utils import has_permission_for_backfill
+from dagster_graphql.schema.backfill import GrapheneResumeBackfillSuccess
 from dagster_webserver.graphql import _handle_async_results
 from dagster_webserver.webserver import DagsterWebserver
 from graphene import Schema
@@ -33,6 +35,7 @@ from graphql import (
 )
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -41,7 +44,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from akidb_pipelines.errors import InputError, PipelineError
-from akidb_pipelines.operations.access.about import described
+from akidb_pipelines.operations.access.about import described, reported
 from akidb_pipelines.operations.access.asked import FewChanges, UnservedError, asked, body_of, parsed, subscription
 from akidb_pipelines.operations.access.context import SCOPE_KEY, CedarProcessContext, CedarRequestContext, Matter
 from akidb_pipelines.operations.access.identity import Doorkeeper, Principal, RefusedTokenError
@@ -59,13 +62,14 @@ from akidb_pipelines.operations.access.limits import (
 from akidb_pipelines.operations.access.pages import decisions_page
 from akidb_pipelines.operations.access.reach import executions_of
 from akidb_pipelines.operations.access.rights import ADMINISTER, AUDIT, MUTATIONS, ON_DEPLOYMENT, OPERATE, VIEW, Right
-from akidb_pipelines.operations.access.takeover import must_have_ended, retag
+from akidb_pipelines.operations.access.takeover import resume, retag
 
 _log = logging.getLogger(__name__)
 _OPEN = frozenset({"/server_info"})
 """Version numbers, for health checks."""
 _READ = frozenset({"GET", "HEAD", "OPTIONS"})
 _LOOK_AGAIN_S = 5
+R = TypeVar("R", bound=Response)
 
 
 class Gate:
@@ -255,7 +259,7 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
     async def execute_graphql_subscription(
         self, websocket: WebSocket, operation_id: str, query: str, variables: dict[str, Any] | None, operation_name: str | None
     ) -> tuple[Any, Any]:
-        """Over WebSocket subscriptions only. What is sent is made in threads: Dagster would do it where all connections are served."""
+        """Over WebSocket subscriptions only. What is told is made in threads; only what it is about is looked up between connections."""
         who, schema = _who(websocket), self._graphene_schema.graphql_schema
         try:
             document = await self._threads.run(who, partial(subscription, query, schema))
@@ -276,7 +280,7 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
             async with aclosing(events):
                 async for event in events:
                     try:
-                        yield await self._threads.run(who, partial(told, event))
+                        yield await self._threads.run(who, partial(told, event), however_many=True)
                     except TooMuchError as error:
                         raise GraphQLError(str(error)) from error
 
@@ -293,12 +297,12 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
             if task is None:
                 self._watched.leave(who)
 
-    async def _aside(self, endpoint: Callable[[Request], Any], request: Request) -> Response:
+    async def _aside(self, endpoint: Callable[[Request], Coroutine[Any, Any, R]], request: Request) -> R:
         """In a thread what Dagster does where all connections are served."""
         try:
             return await self._threads.run(_who(request), lambda: asyncio.run(endpoint(request)))
         except BusyError as error:
-            return PlainTextResponse(str(error), 429)
+            raise HTTPException(429, str(error)) from None
 
     async def download_debug_file_endpoint(self, request: Request) -> Response:
         """All that is known about a run."""
@@ -334,23 +338,25 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
         """Reported by who administers."""
         return await self._reported(request, super().report_asset_observation_endpoint)
 
-    async def _reported(self, request: Request, report: Callable[[Request], Any]) -> JSONResponse:
+    async def _reported(self, request: Request, report: Callable[[Request], Coroutine[Any, Any, JSONResponse]]) -> JSONResponse:
         try:
             body = await body_of(request)
-            sent = parsed(body) if request.headers.get("content-type") == "application/json" else {}
+            sent = parsed(body) if body else {}
         except UnservedError as error:
             return JSONResponse({"error": error.why}, error.status)
-        about = {"asset": request.path_params["asset_key"], **request.query_params, **(sent if isinstance(sent, dict) else {})}
-        what = request.url.path.split("/")[1]
-        with self.request_context(request) as context, context.deciding(what, described(about), described(about, in_full=False)):
-            if not context.may(ADMINISTER):
-                return JSONResponse({"error": f"{context.principal.name} may not {ADMINISTER} (Cedar)"}, 403)
+        told = {**request.query_params, **(sent if isinstance(sent, dict) else {})}
+
+        async def decided(request: Request) -> JSONResponse:
+            about = reported(request.path_params["asset_key"], told)
+            with self.request_context(request) as context, context.deciding(request.url.path.split("/")[1], about):
+                if not context.may(ADMINISTER):
+                    return JSONResponse({"error": f"{context.principal.name} may not {ADMINISTER} (Cedar)"}, 403)
+            return await report(Request(request.scope, again))
 
         async def again() -> Message:
             return {"type": "http.request", "body": body}
 
-        answer: JSONResponse = await report(Request(request.scope, again))
-        return answer
+        return await self._aside(decided, request)
 
 
 def _who(connection: HTTPConnection) -> str:
@@ -381,30 +387,29 @@ def _guard(name: str, right: Right | None, resolve: Callable[..., Any]) -> Calla
             for execution in executions_of(arguments, context.instance):
                 if what := context.forbidden(execution):
                     refuse(what)
-            return await (_taken_over(context, name, arguments, resolved) if name in _TAKE_OVER else resolved())
+            if name == "resumePartitionBackfill":
+                backfill = context.instance.get_backfill(id_ := arguments["backfillId"])
+                # Else Dagster says that there is none, or denies it.
+                if backfill and has_permission_for_backfill(info, Permissions.LAUNCH_PARTITION_BACKFILL, backfill):
+                    try:
+                        resume(context.instance, id_, context.get_viewer_tags())
+                    except PipelineError as error:
+                        raise GraphQLError(str(error), info.field_nodes, path=info.path.as_list()) from None
+                    return GrapheneResumeBackfillSuccess(backfill_id=id_)
+            result = await resolved()
+            if name == "reexecutePartitionBackfill" and (new := getattr(result, "backfill_id", "")):
+                _name_who_asked(context, new)
+            return result
 
     return guarded
 
 
-async def _taken_over(
-    context: CedarRequestContext, name: str, arguments: dict[str, Any], resolved: Callable[[], Awaitable[Any]]
-) -> Any:
-    """From now on the runs carry the name of who asked. One that is resumed before it goes on; a new one right after it was made."""
-    instance, tags = context.instance, context.get_viewer_tags()
-    if name == "resumePartitionBackfill" and instance.get_backfill(backfill_id := arguments["backfillId"]):
-        must_have_ended(instance, backfill_id)
-        before = retag(instance, backfill_id, tags)
-        result = await resolved()
-        if not hasattr(result, "backfill_id"):
-            retag(instance, backfill_id, before)
-        return result
-    result = await resolved()
-    if backfill_id := getattr(result, "backfill_id", ""):
-        try:
-            retag(instance, backfill_id, tags)
-        except Exception:  # noqa: BLE001 - whatever the database raises; it has begun, and is told so
-            _log.exception("the backfill that %s took up again does not carry their name", context.principal.name)
-    return result
+def _name_who_asked(context: CedarRequestContext, backfill_id: str) -> None:
+    """A backfill that is run again has the tags of the one before. It has begun: what goes wrong here is told in the log."""
+    try:
+        retag(context.instance, backfill_id, context.get_viewer_tags())
+    except Exception:  # noqa: BLE001 - whatever the database raises
+        _log.exception("backfill %s does not carry the name of %s", backfill_id, context.principal.name)
 
 
 def _guard_preview(resolve: Callable[..., Any]) -> Callable[..., Any]:
@@ -423,5 +428,4 @@ def _guard_preview(resolve: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _BY_ID = frozenset({"stopRunningSchedule", "stopSensor"})
-_TAKE_OVER = frozenset({"resumePartitionBackfill", "reexecutePartitionBackfill"})
-"""Dagster keeps the tags of whoever started the backfill before."""
+"""They take an id where others take a name."""

@@ -147,6 +147,8 @@ class Doorkeeper:
             )
         except jwt.PyJWTError as error:
             raise RefusedTokenError(f"the token is refused: {error}") from error
+        if not claims["sub"]:
+            raise RefusedTokenError("the claim sub is empty")
         groups = claims.get("groups", [])
         if not isinstance(groups, list) or not all(isinstance(g, str) for g in groups):
             raise RefusedTokenError("the claim groups is no list of names")

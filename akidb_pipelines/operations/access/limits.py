@@ -6,9 +6,10 @@ answer takes (time and size), and the records that one field reads from the data
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -20,7 +21,7 @@ from akidb_pipelines.errors import OutsideError
 T = TypeVar("T")
 THREADS, OF_ONE, WAITING = 32, 8, 100
 """Requests that are worked on at a time, those of one person, and those of one person that may wait. A page of the UI sends some ten."""
-SOCKETS, WATCHED = 50, 100
+SOCKETS, WATCHED = 50, 50
 """Connections that one person may hold open, of which each tab of the UI has one, and runs and logs that they may watch over them."""
 ANSWER_S, ANSWER_VALUES = 30.0, 500_000
 """Of one answer. The UI's largest, a thousand events of a run, has some 40,000 values."""
@@ -107,16 +108,17 @@ def bound_lists(schema: GraphQLSchema) -> None:
     for kind in schema.type_map.values():
         for name, field in getattr(kind, "fields", {}).items():
             if name in _LISTS and {"limit", "upperLimit"} & {*getattr(field, "args", ())} and field.resolve:
-                field.resolve = _bounded(field.resolve, ends_by_time="until" in field.args)
+                field.resolve = _bounded(field.resolve, {*field.args})
 
 
-def _bounded(resolve: Callable[..., Any], *, ends_by_time: bool) -> Callable[..., Any]:
+def _bounded(resolve: Callable[..., Any], known: Collection[str]) -> Callable[..., Any]:
     def few(root: object, info: Any, **arguments: Any) -> Any:
-        if "upper_limit" not in arguments and (arguments.get("until") or not ends_by_time):
-            arguments["limit"] = arguments.get("limit") or RECORDS  # may be null, too
-        for name in ("limit", "upper_limit", "lower_limit"):
-            if arguments.get(name):
-                arguments[name] = min(arguments[name], RECORDS)
+        # Of what ends by a time, too, no count means something else without one.
+        if "limit" in known and ("until" not in known or arguments.get("until")) and arguments.get("limit") is None:
+            arguments["limit"] = RECORDS
+        for name in {"limit", "upper_limit", "lower_limit"} & arguments.keys():
+            if (given := arguments[name]) is not None and not 0 <= given <= RECORDS:  # less than nothing is all of them
+                arguments[name] = RECORDS
         return resolve(root, info, **arguments)
 
     return few
@@ -128,22 +130,45 @@ class Threads:
     def __init__(self, in_all: int = THREADS, of_one: int = OF_ONE, waiting: int = WAITING) -> None:
         self._all, self._of_one, self._waiting = anyio.CapacityLimiter(in_all), of_one, waiting
         self._each: WeakValueDictionary[str, anyio.CapacityLimiter] = WeakValueDictionary()
+        self._at_it: set[asyncio.Task[Any]] = set()
 
-    async def run(self, who: str, work: Callable[[], T]) -> T:
+    async def run(self, who: str, work: Callable[[], T], *, however_many: bool = False) -> T:
         """Do that in a thread, when it is the turn of whoever asked.
 
         Args:
             who: the id of the principal.
             work: what blocks.
+            however_many: it is bounded by other means, and waits.
 
         Raises:
             BusyError: too many of theirs wait already.
         """
         theirs = self._each.get(who) or self._each.setdefault(who, anyio.CapacityLimiter(self._of_one))
-        if theirs.statistics().tasks_waiting >= self._waiting:
+        if theirs.statistics().tasks_waiting >= self._waiting and not however_many:
             raise BusyError(f"{self._waiting} of your requests wait already", hint="let them be answered first")
-        async with theirs:
-            return await anyio.to_thread.run_sync(work, limiter=self._all)
+        begun = False
+
+        async def turn() -> T:
+            nonlocal begun
+            async with theirs:
+                begun = True
+                return await anyio.to_thread.run_sync(work, limiter=self._all)
+
+        # Nobody can stop a thread: whoever goes away leaves its place taken until it is done.
+        task = asyncio.ensure_future(turn())
+        self._at_it.add(task)
+        task.add_done_callback(self._done)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not begun:
+                task.cancel()
+            raise
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._at_it.discard(task)
+        if not task.cancelled():
+            task.exception()  # asyncio would complain that nobody looked at it
 
 
 class Places:

@@ -103,7 +103,7 @@ def _execution(tree: Mapping[str, Any], instance: DagsterInstance) -> Execution:
         tuple(found for id_ in past if (found := instance.get_run_by_id(id_) or instance.get_backfill(id_))),
         _first(tree, "parentRunId"),
         _first(tree, "rootRunId"),
-        any(key in _OF_BACKFILLS for key, _ in pairs(tree)),
+        any(key in _OF_BACKFILLS for key, _ in _pairs(tree)),
         any(_values(tree, "stepKeys")),
     )
 
@@ -218,7 +218,7 @@ def _job_of(backfill: PartitionBackfill) -> str:
 
 def tag_lists(tree: object) -> Iterator[list[Any]]:
     """Lists of `{key, value}`, whatever they are called."""
-    for _, value in pairs(tree):
+    for _, value in _pairs(tree):
         if isinstance(value, list) and value and all(isinstance(t, Mapping) and {*t} == {"key", "value"} for t in value):
             yield value
 
@@ -231,8 +231,7 @@ def _first(tree: object, key: str) -> str:
     return next((str(value) for value in _values(tree, key) if value), "")
 
 
-def pairs(tree: object) -> Iterator[tuple[str, Any]]:
-    """Every name in a tree, with what it stands for, but none of a run configuration inside arguments."""
+def _pairs(tree: object) -> Iterator[tuple[str, Any]]:
     for node in _nodes(tree):
         yield from node.items()
 
