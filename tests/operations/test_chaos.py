@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
+from dagster._core.scheduler.instigation import InstigatorType
 from dagster._core.storage.tags import WILL_RETRY_TAG
 from dagster._daemon.auto_run_reexecution.event_log_consumer import _create_cursor_key
 
@@ -193,7 +194,8 @@ def test_of_ticks_that_were_missed_the_newest_is_run_once(tmp_path):
         began = now - timedelta(days=3)
         then = {**machine.environment, **clock(began.strftime("@%Y-%m-%d 12:00:00")), "TZ": "UTC"}
         past = subprocess.Popen(machine.daemon, env=then, cwd=machine.folder, stderr=subprocess.DEVNULL)
-        wait(machine.instance.all_instigator_state)
+        # Its sensors may have begun before its schedules.
+        wait(lambda: machine.instance.all_instigator_state(instigator_type=InstigatorType.SCHEDULE))
         past.kill()
         past.wait()
         machine.start("daemon")
