@@ -234,7 +234,7 @@ def collect(instance: dg.DagsterInstance, watched: Watched, now: float | None = 
         now=now,
         assets=tuple(assets),
         checks=checks,
-        jobs=tuple(_jobs(watched, _newest_runs(instance, watched, of_members), succeeded, now)),
+        jobs=tuple(_jobs(instance, watched, _newest_runs(instance, watched, of_members), succeeded, now)),
         sensors=tuple(_sensors(instance, watched)),
         runs={s.value: instance.get_runs_count(dg.RunsFilter(statuses=[s])) for s in _IN_FLIGHT},
         oldest_queued_s=max(0.0, now - waiting[0]) if waiting else 0.0,
@@ -311,7 +311,7 @@ def _checks_of_members(
         missing = {key for key in watched.checks if key.asset_key in assets}
         yield from _evaluated(instance, watched, member, missing, records)
         if missing and len(records) == _RECENT_OF_MEMBER:
-            missing &= {*instance.event_log_storage.get_latest_asset_check_execution_by_key([*missing])}  # else it is new
+            missing &= {*instance.event_log_storage.get_latest_asset_check_execution_by_key([*missing])}  # else none has begun yet
             before = records[-1].dagster_run.run_id
             older = (
                 instance.get_run_records(_ended_of((dimension, member)), limit=_OLDER_OF_MEMBER, cursor=before) if missing else []
@@ -362,7 +362,9 @@ def _newest_runs(
     return [found[storage_id] for storage_id in sorted(found, reverse=True)]
 
 
-def _jobs(watched: Watched, records: Sequence[dg.RunRecord], succeeded: Mapping[str, float], now: float) -> Iterable[JobFact]:
+def _jobs(
+    instance: dg.DagsterInstance, watched: Watched, records: Sequence[dg.RunRecord], succeeded: Mapping[str, float], now: float
+) -> Iterable[JobFact]:
     known = frozenset({"", *chain.from_iterable(m.names for m in watched.members.values())})
     runs = {record.dagster_run.run_id: record.dagster_run for record in records}
     seen: dict[str, JobFact] = {}
@@ -371,7 +373,9 @@ def _jobs(watched: Watched, records: Sequence[dg.RunRecord], succeeded: Mapping[
         at = record.end_time or record.update_timestamp.timestamp()
         if AUTO_RETRY_RUN_ID_TAG in run.tags or (run.tags.get(WILL_RETRY_TAG) == "true" and now - at < _RETRY_S):
             continue  # the run that tries it again speaks for both
-        asked = runs.get(run.root_run_id or "", run) if _goes_on(run) else run
+        asked = run
+        while _goes_on(asked) and (begun := runs.get(parent := asked.parent_run_id or "") or instance.get_run_by_id(parent)):
+            asked = begun
         name = subject_of(asked, watched)
         if name in seen or member not in known:
             continue

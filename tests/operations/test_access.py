@@ -247,6 +247,22 @@ def test_what_a_mutation_was_about_is_written_down(front, issuer, instance):
     }
 
 
+def test_a_report_that_is_denied_leaves_a_short_line(front, issuer):
+    """Whatever is in it, and wherever it says so."""
+    headers = {"Authorization": f"Bearer {issuer.token('qa')}"}
+    long = {
+        "partition": [f"w{number}" for number in range(5000)],
+        "check_name": {"nested": {"deeper": "x" * 5000}},
+        "y": "z" * 5000,
+    }
+    address = f"{front.url}/report_asset_check/fixture_databases?partition=w1"
+    assert httpx.post(address, json=long, headers=headers, timeout=30).status_code == 403
+    assert _newest(front, "report_asset_check")["about"] == {"asset": "fixture_databases"}
+    # Without its content type Dagster does not look at the body.
+    assert httpx.post(address, content=json.dumps({"partition": "w2"}), headers=headers, timeout=30).status_code == 403
+    assert _newest(front, "report_asset_check")["about"] == {"asset": "fixture_databases", "partition": "w1"}
+
+
 def test_many_changes_in_one_document_are_refused(front, issuer):
     changes = " ".join(f'c{number}: setConcurrencyLimit(concurrencyKey: "x{number}", limit: 3)' for number in range(21))
     for document in (f"mutation {{ {changes} }}", f"mutation {{ ...F }} fragment F on Mutation {{ {changes} }}"):

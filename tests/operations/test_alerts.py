@@ -310,6 +310,18 @@ def test_steps_that_are_run_again_alone_do_not_end_the_alert_of_their_job():
         assert rules_on(collect(instance, watched)) == set()
 
 
+@pytest.mark.parametrize("ended", [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED])
+def test_what_goes_on_from_a_part_is_that_part_however_the_whole_began(ended):
+    both = dg.Definitions(assets=[breaks, judged], jobs=[dg.define_asset_job("both", selection=["breaks", "judged"])])
+    watched, job = watched_of(both.get_repository_def()), both.resolve_job_def("both")
+    with dg.instance_for_test() as instance:
+        whole = instance.create_run_for_job(job, status=dg.DagsterRunStatus.FAILURE).run_id
+        of_it = {"root_run_id": whole, "step_keys_to_execute": ["judged"]}
+        part = as_the_ui(instance, job, ended, {}, parent_run_id=whole, **of_it)
+        as_the_ui(instance, job, dg.DagsterRunStatus.SUCCESS, {"dagster/is_resume_retry": "true"}, parent_run_id=part, **of_it)
+        assert [a.subject for a in firing(collect(instance, watched), load_table())] == ["both"]
+
+
 def test_a_job_that_the_ui_launched_is_the_whole_job_and_a_part_that_goes_on_is_a_part():
     """The UI names all assets and checks."""
     both = dg.Definitions(assets=[breaks, judged], jobs=[dg.define_asset_job("both", selection=["breaks", "judged"])])

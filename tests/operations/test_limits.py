@@ -17,6 +17,8 @@ from dagster_graphql.schema import create_schema
 from graphql import OperationType, execute, parse
 
 from akidb_pipelines.operations.access.limits import (
+    _LISTS,
+    LET_GO_S,
     RECORDS,
     SOCKETS,
     WATCHED,
@@ -90,9 +92,12 @@ def test_so_much_is_watched_and_no_more(front, issuer):
             for number in range(WATCHED + 1):
                 await _start(socket, number, document)
             refused = json.loads(await asyncio.wait_for(socket.recv(), 30))
-            # One that ends makes room.
+            # One that ends makes room, when whatever was read for it has ended, too.
             await socket.send(json.dumps({"type": "stop", "id": "0"}))
-            await asyncio.sleep(0.5)
+            await _start(socket, "soon", document)
+            early = json.loads(await asyncio.wait_for(socket.recv(), 30))
+            assert (early["type"], early["id"]) == ("error", "soon")
+            await asyncio.sleep(LET_GO_S + 0.5)
             await _start(socket, "again", document)
             await _start(socket, "last", document)
             return refused, json.loads(await asyncio.wait_for(socket.recv(), 30))
@@ -190,7 +195,14 @@ def test_time_counts_for_what_is_read_and_not_for_what_is_changed():
 
 @pytest.mark.parametrize(
     ("arguments", "read"),
-    [("", RECORDS), ("(limit: null)", RECORDS), ("(limit: 2147483647)", RECORDS), ("(limit: -1)", RECORDS), ("(limit: 3)", 3)],
+    [
+        ("", RECORDS),
+        ("(limit: null)", RECORDS),
+        ("(limit: 2147483647)", RECORDS),
+        ("(limit: -1)", RECORDS),
+        ("(limit: 0)", RECORDS),
+        ("(limit: 3)", 3),
+    ],
 )
 def test_no_field_reads_more_than_a_thousand_records(arguments, read):
     schema = create_schema().graphql_schema
@@ -201,8 +213,28 @@ def test_no_field_reads_more_than_a_thousand_records(arguments, read):
     assert seen == [read]
 
 
-def test_every_field_that_is_bounded_takes_what_it_is_given(front, issuer):
-    """Of what counts neither records nor ticks, nothing is said."""
+def test_every_field_that_could_list_more_and_more_is_bounded():
+    """Whoever raises Dagster's version decides about new ones."""
+    of_definitions = {
+        "assetCheckSelection",
+        "assetChecksOrError",
+        "assetNodesConnection",
+        "assetRecordsOrError",
+        "assetSelection",
+        "assetsOrError",
+        "partitionKeyConnection",
+        "partitionKeysOrError",
+        "partitionsOrError",
+        "runTagsOrError",
+    }
+    schema = create_schema().graphql_schema
+    kinds = [kind for kind in schema.type_map.values() if kind is not schema.mutation_type]
+    fields = [(name, {*getattr(f, "args", ())}) for kind in kinds for name, f in getattr(kind, "fields", {}).items()]
+    limited = {name for name, arguments in fields if {"limit", "upperLimit"} & arguments}
+    assert limited == _LISTS | of_definitions | {"capturedLogs"}  # bytes of one log
+
+
+def test_fields_that_count_ticks_do_without_a_limit(front, issuer):
     of = '{repositoryName: "__repository__", repositoryLocationName: "akidb_pipelines", scheduleName: "runner_capacity"}'
     schedule = "potentialTickTimestamps(startTimestamp: 1764000000) futureTicks(until: 1764003600) { results { timestamp } }"
     document = f"{{ scheduleOrError(scheduleSelector: {of}) {{ ... on Schedule {{ {schedule} }} }} }}"

@@ -60,8 +60,11 @@ def reported(asset: str, told: Mapping[str, object]) -> str:
         asset: that its address names; empty leaves it to what it tells.
         told: by its body or, where that says nothing, its address.
     """
-    known = {_camel(name): value for name in _OF_A_REPORT if (value := told.get(name)) is not None}
-    return described({"asset": asset or told.get("asset_key"), **known})
+    key = told.get("asset_key")
+    parts = "/".join(str(part) for part in key) if isinstance(key, list) else key
+    known = {"asset": asset or parts, **{name: told.get(name) for name in _OF_A_REPORT}}
+    # Dagster refuses what is more than a word, and it must not fill the log.
+    return described({name: value for name, value in known.items() if isinstance(value, str | int | float)})
 
 
 def _leaves(tree: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:

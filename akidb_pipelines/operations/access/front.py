@@ -33,7 +33,6 @@ from graphql import (
     create_source_event_stream,
     execute,
 )
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -49,6 +48,7 @@ from akidb_pipelines.operations.access.asked import FewChanges, UnservedError, a
 from akidb_pipelines.operations.access.context import SCOPE_KEY, CedarProcessContext, CedarRequestContext, Matter
 from akidb_pipelines.operations.access.identity import Doorkeeper, Principal, RefusedTokenError
 from akidb_pipelines.operations.access.limits import (
+    LET_GO_S,
     SOCKETS,
     THREADS,
     WATCHED,
@@ -227,10 +227,14 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
 
     async def decisions_endpoint(self, request: Request) -> Response:
         """The journal of a day, for who may audit."""
-        with self.request_context(request) as context, context.deciding("GET /access/decisions"):
-            if not context.may(AUDIT):
-                return JSONResponse({"error": f"{context.principal.name} may not {AUDIT} (Cedar)"}, 403)
-            return await run_in_threadpool(decisions_page, self._process_context.access.journal, request)
+
+        async def decided(request: Request) -> Response:
+            with self.request_context(request) as context, context.deciding("GET /access/decisions"):
+                if not context.may(AUDIT):
+                    return JSONResponse({"error": f"{context.principal.name} may not {AUDIT} (Cedar)"}, 403)
+                return decisions_page(self._process_context.access.journal, request)
+
+        return await self._aside(decided, request)
 
     async def graphql_http_endpoint(self, request: Request) -> Response:
         """Queries and mutations come as JSON by POST; a GET shows the GraphiQL page and runs nothing."""
@@ -259,7 +263,7 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
     async def execute_graphql_subscription(
         self, websocket: WebSocket, operation_id: str, query: str, variables: dict[str, Any] | None, operation_name: str | None
     ) -> tuple[Any, Any]:
-        """Over WebSocket subscriptions only. What is told is made in threads; only what it is about is looked up between connections."""
+        """Over WebSocket subscriptions only. What is told is made in threads; what it is about Dagster still reads between connections."""
         who, schema = _who(websocket), self._graphene_schema.graphql_schema
         try:
             document = await self._threads.run(who, partial(subscription, query, schema))
@@ -291,7 +295,7 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
             if isinstance(events, ExecutionResult):
                 return None, self.handle_graphql_errors(events.errors or [])[0]
             task = asyncio.ensure_future(_handle_async_results(results(events), operation_id, websocket))
-            task.add_done_callback(lambda _: self._watched.leave(who))
+            task.add_done_callback(lambda _: asyncio.get_running_loop().call_later(LET_GO_S, self._watched.leave, who))
             return task, None
         finally:
             if task is None:
@@ -341,7 +345,8 @@ class GuardedWebserver(DagsterWebserver[CedarProcessContext, CedarRequestContext
     async def _reported(self, request: Request, report: Callable[[Request], Coroutine[Any, Any, JSONResponse]]) -> JSONResponse:
         try:
             body = await body_of(request)
-            sent = parsed(body) if body else {}
+            # As Dagster does: without that header it does not look at the body.
+            sent = parsed(body) if request.headers.get("content-type") == "application/json" else {}
         except UnservedError as error:
             return JSONResponse({"error": error.why}, error.status)
         told = {**request.query_params, **(sent if isinstance(sent, dict) else {})}

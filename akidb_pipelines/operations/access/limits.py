@@ -23,6 +23,8 @@ THREADS, OF_ONE, WAITING = 32, 8, 100
 """Requests that are worked on at a time, those of one person, and those of one person that may wait. A page of the UI sends some ten."""
 SOCKETS, WATCHED = 50, 50
 """Connections that one person may hold open, of which each tab of the UI has one, and runs and logs that they may watch over them."""
+LET_GO_S = 15
+"""So long a place of the latter stays taken after its end: Dagster may still be reading for it, as long as a statement may take."""
 ANSWER_S, ANSWER_VALUES = 30.0, 500_000
 """Of one answer. The UI's largest, a thousand events of a run, has some 40,000 values."""
 _CHARACTERS = 256
@@ -32,9 +34,11 @@ RECORDS = 1000
 _LISTS = frozenset(
     {
         "assetCheckExecutions",
+        "assetConditionEvaluationRecordsOrError",
         "assetEventHistory",
         "assetMaterializations",
         "assetObservations",
+        "autoMaterializeAssetEvaluationsOrError",
         "autoMaterializeTicks",
         "backfills",
         "cancelableRuns",
@@ -53,6 +57,7 @@ _LISTS = frozenset(
         "unfinishedRuns",
     }
 )
+"""Fields whose lists grow with time. Others that take a limit list what the definitions have, or are one value."""
 
 
 class BusyError(OutsideError):
@@ -88,7 +93,7 @@ class Meter:
         self._left -= 1
         if isinstance(value, str):
             self._left -= len(value) // _CHARACTERS
-        elif isinstance(value, list | dict):
+        elif isinstance(value, list | tuple | dict):
             self._left -= len(value)
         if self._left < 0:
             raise TooMuchError(f"an answer of more than {self._values} values was asked for: ask for less at a time")
@@ -117,7 +122,7 @@ def _bounded(resolve: Callable[..., Any], known: Collection[str]) -> Callable[..
         if "limit" in known and ("until" not in known or arguments.get("until")) and arguments.get("limit") is None:
             arguments["limit"] = RECORDS
         for name in {"limit", "upper_limit", "lower_limit"} & arguments.keys():
-            if (given := arguments[name]) is not None and not 0 <= given <= RECORDS:  # less than nothing is all of them
+            if (given := arguments[name]) is not None and not 0 < given <= RECORDS:  # nothing, or less, is all of them
                 arguments[name] = RECORDS
         return resolve(root, info, **arguments)
 

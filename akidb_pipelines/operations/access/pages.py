@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response, Strea
 from akidb_pipelines.operations.access.journal import Journal
 
 _SHOWN = 500
-_COLUMNS = ("time", "user", "teams", "asked", "about", "right", "allowed", "policy", "address")
+_COLUMNS = ("time", "user", "subject", "teams", "asked", "about", "right", "allowed", "policy", "address")
 _STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; color: #222; }
 table { border-collapse: collapse; } th, td { text-align: left; padding: .3rem .7rem; border-bottom: 1px solid #ddd; }

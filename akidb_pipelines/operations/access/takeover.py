@@ -40,7 +40,7 @@ def resume(instance: DagsterInstance, backfill_id: str, tags: Mapping[str, str])
 
 
 def retag(instance: DagsterInstance, backfill_id: str, tags: Mapping[str, str]) -> None:
-    """Give a backfill these tags besides its own.
+    """Give a backfill these tags besides its own. The UI's filter of backfills keeps the old ones, its runs have the new.
 
     Raises:
         OutsideError: there is none, or something else changed it each time that it was looked at.
