@@ -379,7 +379,10 @@ def refusal(library, what, *, lives: bool = False) -> CheckError:
     def mark():
         if not isinstance(what.drive, LocalDrive):
             return None
-        return what.drive.path.open("rb").read(MIB) if lives else LocalDrive(what.drive.path).facts().writes
+        if not lives:
+            return LocalDrive(what.drive.path).facts().writes
+        with what.drive.path.open("rb") as drive:
+            return drive.read(MIB)
 
     before = mark()
     with pytest.raises(CheckError, match="nothing was written") as caught:
