@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from akidb_pipelines.operations.access.reach import tag_lists
+from akidb_pipelines.operations.access.reach import PARTITION, tag_lists
 
 _UNTOLD = frozenset(
     {
@@ -24,7 +24,6 @@ _UNTOLD = frozenset(
     }
 )
 _OF_A_REPORT = ("partition", "check_name", "passed", "severity", "data_version")
-_PARTITION = "dagster/partition"
 _OF_A_DENIAL, _LONGEST = 20, 100
 
 
@@ -41,7 +40,7 @@ def described(arguments: Mapping[str, Any], names: Mapping[str, str] | None = No
         found.setdefault(key, []).extend(values)
         if names:
             found.setdefault("name", []).extend(names[part] for one in values for part in one.split("::") if part in names)
-    of_tags = [str(tag["value"]) for tags in tag_lists(arguments) for tag in tags if tag["key"] == _PARTITION]
+    of_tags = [str(tag["value"]) for tags in tag_lists(arguments) for tag in tags if tag["key"] == PARTITION]
     found.setdefault("partition", []).extend(of_tags)
     told: dict[str, str | list[str]] = {}
     for key, values in found.items():

@@ -31,7 +31,7 @@ _CHARACTERS = 256
 """That count as one value."""
 RECORDS = 1000
 """That one field reads: Dagster would read all of them where none are counted, and count ticks on until its memory is full."""
-_LISTS = frozenset(
+LISTS = frozenset(
     {
         "assetCheckExecutions",
         "assetConditionEvaluationRecordsOrError",
@@ -112,7 +112,7 @@ def bound_lists(schema: GraphQLSchema) -> None:
     """No field reads more than a thousand records."""
     for kind in schema.type_map.values():
         for name, field in getattr(kind, "fields", {}).items():
-            if name in _LISTS and {"limit", "upperLimit"} & {*getattr(field, "args", ())} and field.resolve:
+            if name in LISTS and {"limit", "upperLimit"} & {*getattr(field, "args", ())} and field.resolve:
                 field.resolve = _bounded(field.resolve, {*field.args})
 
 

@@ -139,7 +139,7 @@ _PEOPLES = frozenset(
 )
 """What the UI itself sends."""
 _SYSTEMS = ("dagster/", ".dagster/", "dagster-", "docker/", "celery", "akidb/")
-_PARTITION = "dagster/partition"
+PARTITION = "dagster/partition"
 _GOES_ON = ("dagster/is_resume_retry", "true")
 """Of a run that does what its parent left: its success ends that one's alert. With steps of its own choosing it does less."""
 
@@ -168,7 +168,7 @@ def claim(execution: Execution, own: Collection[tuple[str, str]], partitions: Mu
     }
     for tags in execution.tag_lists:
         tags[:] = [t for t in tags if (tag := _tag(t)) not in past or tag in accepted or not _is_systems(tag[0])]
-        for partition in [value for key, value in map(_tag, tags) if key == _PARTITION and partitions]:
+        for partition in [value for key, value in map(_tag, tags) if key == PARTITION and partitions]:
             accepted |= (right := _of_dimensions(partition, partitions))
             tags += [{"key": key, "value": value} for key, value in sorted(right - {*map(_tag, tags)})]
     names = [key for key, _ in execution.tags]
@@ -187,7 +187,7 @@ def _of_dimensions(partition: str, partitions: MultiPartitionsDefinition | None)
     dimensions = sorted(partitions.partition_dimension_names) if partitions else []
     parts = partition.split("|")
     return (
-        {(f"{_PARTITION}/{d}", part) for d, part in zip(dimensions, parts, strict=True)} if len(parts) == len(dimensions) else set()
+        {(f"{PARTITION}/{d}", part) for d, part in zip(dimensions, parts, strict=True)} if len(parts) == len(dimensions) else set()
     )
 
 
