@@ -72,8 +72,12 @@ class Undoing:
     # --- a node
 
     def _is_ready(self, name: str) -> bool:
-        """Whether the cluster says that it is ready, and it answers itself: for some seconds the cluster takes a dead node for ready."""
-        return self._node(name) is not None and self._answers(name)
+        """Whether the cluster says that it is ready, and it answers itself: for some seconds the cluster takes a dead node for ready.
+
+        A manager is ready some time before it counts for the quorum again: put right is what can be lost next.
+        """
+        node = self._node(name)
+        return node is not None and (node.is_healthy_manager or not node.manager) and self._answers(name)
 
     def _node(self, name: str) -> Node | None:
         try:
@@ -104,7 +108,7 @@ class Undoing:
         while not self._is_ready(name):
             if time.monotonic() > end:
                 raise OutsideError(
-                    f"{name} did not become ready within {self.patience_s:.0f} s",
+                    f"{name} did not become ready, and as a manager reachable, within {self.patience_s:.0f} s",
                     hint="docker node ls; akidb-pipelines drills recover",
                 )
             time.sleep(_POLL_S)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,11 +18,14 @@ import pytest
 from akidb_pipelines.backups.terraform import parse_state
 from akidb_pipelines.drills.desk import Desk
 from akidb_pipelines.drills.drill import Limits, Request
-from akidb_pipelines.drills.journal import Cabinet, Journal
+from akidb_pipelines.drills.journal import Cabinet, Journal, Undo
 from akidb_pipelines.drills.report import PhaseRecord, markdown
 from akidb_pipelines.drills.scenarios import DEADLINES, SCENARIOS, Phase, scenario_named
+from akidb_pipelines.drills.target import Node
+from akidb_pipelines.drills.undo import Undoing
 from akidb_pipelines.errors import OutsideError
 from akidb_pipelines.lab.swarm.lab import NODES
+from akidb_pipelines.lab.swarm.target import LabTarget
 from akidb_pipelines.lab.swarm.targets import targets
 from akidb_pipelines.store.lease import BusyError
 from tests.services.swarm_lab import SwarmForTests
@@ -328,6 +332,24 @@ def test_a_drill_that_is_told_to_end_puts_everything_right_itself(swarm, desk):
     done = desk.report(new)
     assert done.verdict == "aborted" and "interrupted" in done.reason and all(u.ok for u in done.undo)
     swarm.expect_whole()
+
+
+def test_nothing_is_put_right_before_the_node_counts_for_the_quorum_again(swarm, desk):
+    """A manager is ready a moment before it is reachable: whoever loses another one in that moment loses the cluster."""
+
+    class Rejoining(LabTarget):
+        is_reachable = False
+
+        def nodes(self) -> list[Node]:
+            return [replace(n, reachable=n.reachable and (self.is_reachable or n.name != NODES[1])) for n in super().nodes()]
+
+    target = Rejoining(swarm.lab)
+    undoing = Undoing(target, desk.depot, desk.states, [NODES[0]], patience_s=1)
+    (early,) = undoing.all([Undo("power_on", NODES[1])])
+    assert not early.ok and f"{NODES[1]} did not become ready, and as a manager reachable, within 1 s" in early.found
+    target.is_reachable = True
+    (done,) = undoing.all([Undo("power_on", NODES[1])])
+    assert done.ok, done.found
 
 
 @pytest.mark.exhaustive
