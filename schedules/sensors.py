@@ -150,12 +150,13 @@ def _recovery(tools: DrillTools) -> dg.RunRequest | dg.SkipReason:
         return dg.SkipReason("no interrupted drill is left")
     drill_id = left[0].folder.name
     lines = left[0].lines()
-    tried = sum(line["event"] == "recovery_failed" for line in lines)
+    tried = sum(line["event"] == "recovery_begun" for line in lines)
     if tried >= _RECOVERIES:
         told = f"drill {drill_id} could not be put right {tried} times: somebody has to look (runbook drill-interrupted)"
         return dg.SkipReason(told)
-    # How far it came is in the key: what could not be put right is tried again.
-    return dg.RunRequest(run_key=f"recover:{drill_id}:{len(lines)}", job_name=recovery_job.name)
+    # How far it came is in the key: what could not be put right is tried again, and what did not even begin, a quarter of an hour later.
+    quarter = int(datetime.now(UTC).timestamp()) // 900
+    return dg.RunRequest(run_key=f"recover:{drill_id}:{len(lines)}:{quarter}", job_name=recovery_job.name)
 
 
 @dg.run_failure_sensor(

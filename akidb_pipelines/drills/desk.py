@@ -16,7 +16,7 @@ from pathlib import Path
 
 from akidb_pipelines.backups.depot import Depot, open_depot
 from akidb_pipelines.backups.terraform import StateShelf, open_states
-from akidb_pipelines.drills.drill import Drill, Facts, Limits, Outcome, Request, Watcher, noted
+from akidb_pipelines.drills.drill import Drill, Facts, Limits, Outcome, Request, Watcher
 from akidb_pipelines.drills.journal import Cabinet, Journal
 from akidb_pipelines.drills.report import Criterion, UndoRecord, expected_verdict, markdown, parse_report
 from akidb_pipelines.drills.report import Report as DrillReport
@@ -165,6 +165,8 @@ class Desk:
         done = []
         with self.cabinet.only_one():
             for journal in self.cabinet.unfinished():
+                with suppress(OutsideError):  # for whoever counts; a full disk keeps nobody from putting it right
+                    journal.write("recovery_begun")
                 records = self._recover_one(journal, report)
                 if all(r.ok for r in records):
                     shutil.rmtree(_stale_home(journal), ignore_errors=True)
@@ -184,15 +186,14 @@ class Desk:
 
     def _recover_one(self, journal: Journal, report: Report) -> list[UndoRecord]:
         begin = next((line for line in journal.lines() if line["event"] == "begin"), None)
-        undoes, survivors = noted(journal)
-        if begin is None or not undoes:
+        if begin is None or not journal.noted().undoes:
             return []
         depot = self.depot
         if _stale_home(journal).exists():
             depot = self._stale_depot(journal)
         # Not closed: whatever is to go with the drill goes when every drill is put right.
         target = self.targets[begin["target"]](report)
-        return Undoing(target, depot, self.states, survivors).all(undoes)
+        return Undoing(target, depot, self.states, journal).all()
 
     def report(self, drill_id: str) -> DrillReport:
         """The report of a drill, from here or from cold storage.

@@ -17,7 +17,7 @@ from akidb_pipelines.backups.dump import Dump
 from akidb_pipelines.backups.terraform import State, StateShelf
 from akidb_pipelines.drills.canary import Prober, Writer
 from akidb_pipelines.drills.guards import GuardError
-from akidb_pipelines.drills.journal import Cabinet, Journal, Undo
+from akidb_pipelines.drills.journal import Cabinet, Journal
 from akidb_pipelines.drills.report import BackupUsed, Criterion, PhaseRecord, StateUsed, UndoRecord
 from akidb_pipelines.drills.scenarios import DEADLINES, RPO_S, RTO_S, TIME_BOX_S, Phase, Scenario, Verdict
 from akidb_pipelines.drills.target import Node, Target
@@ -302,20 +302,13 @@ class Drill:
     def _unwind(self) -> list[UndoRecord]:
         if self.writer:
             self.writer.stop()
-        undoes = self.journal.undoes()
         self._phase = Phase.REPORT
-        if undoes:
+        if self.journal.noted().undoes:
             self.tell("looking whether everything is right again")
-        records = Undoing(self.target, self.depot, self.states, self.facts.survivors).all(undoes)
+        records = Undoing(self.target, self.depot, self.states, self.journal).all()
         if self.prober:
             self.prober.stop()
         return records
-
-
-def noted(journal: Journal) -> tuple[list[Undo], list[str]]:
-    """What a journal says is to be undone, and which nodes its drill did not touch."""
-    survivors = [str(name) for line in journal.lines() if line["event"] == "chosen" for name in line["survivors"]]
-    return journal.undoes(), survivors
 
 
 def _text(moment: datetime) -> str:

@@ -76,7 +76,9 @@ def choose(scenario: Scenario, nodes: Sequence[Node], allowed: AllowList, named:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         ids = ", ".join(n.id for n in nodes if n.name == twice[0])
         raise GuardError(
-            Guard.ONE_TARGET, f"node {twice[0]}: several have that name: {ids}", hint="rename or terminate all but one"
+            Guard.ONE_TARGET,
+            f"node {twice[0]}: several have that name: {ids}",
+            hint="rename or terminate all but one; a ghost in the swarm: docker node demote ID; docker node rm ID",
         )
     if named:
         meant = [n for n in nodes if n.name == named]
@@ -137,15 +139,17 @@ def expect_cluster(found: str, allowed: AllowList) -> None:
         )
 
 
-def expect_tools(missing: str) -> None:
-    """That whoever takes a node down here can build it anew here.
+def expect_tools(hindrance: str) -> None:
+    """That whoever takes a node down here can build it anew here, and it alone.
 
     Raises:
-        GuardError: something is missing.
+        GuardError: something is in the way.
     """
-    if missing:
+    if hindrance:
         raise GuardError(
-            Guard.TOOLS, f"{missing} is not on this machine", hint="drill where it is; recover a drill there, too (docs/dr-plan.md)"
+            Guard.TOOLS,
+            hindrance,
+            hint="drill where Terraform is and has nothing else to do; recover a drill there, too (docs/dr-plan.md)",
         )
 
 

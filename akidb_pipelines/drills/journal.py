@@ -12,7 +12,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +33,22 @@ class Undo:
     action: str
     """`power_on`, `reconnect`, `member`, `state`."""
     node: str
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What a journal says for whoever puts right what its drill did."""
+
+    undoes: tuple[Undo, ...]
+    """The last first."""
+    survivors: tuple[str, ...]
+    """Nodes that the drill did not touch."""
+    machines: Mapping[str, str]
+    """Ids of the lost nodes before they were lost."""
+    restored: frozenset[str]
+    """Nodes whose database was brought back."""
+    fault_at: datetime | None
+    """None: nothing was done."""
 
 
 class Journal:
@@ -82,10 +98,18 @@ class Journal:
         lines = self.lines()
         return bool(lines) and lines[-1]["event"] == "end"
 
-    def undoes(self) -> list[Undo]:
-        """What is to be undone, the last first."""
-        pushed = [Undo(line["action"], line["node"]) for line in self.lines() if line["event"] == "undo"]
-        return list(dict.fromkeys(reversed(pushed)))
+    def noted(self) -> Noted:
+        """What it says for whoever puts right what the drill did."""
+        lines = self.lines()
+        chosen = [line for line in lines if line["event"] == "chosen"]
+        undoes = [line for line in lines if line["event"] == "undo"]
+        return Noted(
+            undoes=tuple(dict.fromkeys(Undo(line["action"], line["node"]) for line in reversed(undoes))),
+            survivors=tuple(str(name) for line in chosen for name in line["survivors"]),
+            machines={str(name): str(id_) for line in chosen for name, id_ in line.get("machines", {}).items()},
+            restored=frozenset(str(line["node"]) for line in lines if line["event"] == "restored"),
+            fault_at=datetime.fromisoformat(undoes[0]["at"]) if undoes else None,
+        )
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ Terraform where that file names a folder; else by the SDK, which the report tell
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -17,13 +15,13 @@ from typing import Any
 from akidb_pipelines.backups.sources import DATABASES, HostDatabase, databases_of
 from akidb_pipelines.drills.oci_compute import Compute, Instance
 from akidb_pipelines.drills.scenarios import Fault
-from akidb_pipelines.drills.swarm_ssh import SwarmOverSsh, found_at
+from akidb_pipelines.drills.swarm_ssh import Member, SwarmOverSsh, found_at
 from akidb_pipelines.drills.target import ALLOWED, TAG, Node, Service
+from akidb_pipelines.drills.terraform import Terraform
 from akidb_pipelines.errors import InputError, OutsideError
 from akidb_pipelines.machines.inventory import Inventory, open_inventory
 from akidb_pipelines.settings import Settings
 
-_TERRAFORM_S = 5400
 _SECTION = {"endpoint", "gateway_url", "poll_seconds", "service_url", "swarm", "swarm_id", "terraform", "wait_seconds"}
 
 
@@ -85,6 +83,7 @@ class OciStaging:
 
     name = "oci"
     faults = frozenset({Fault.POWER_OFF})
+    makes_databases = True
     poll_s = 5.0
 
     @property
@@ -105,17 +104,19 @@ class OciStaging:
         return self.staging.compartment if found == self.staging.swarm_id else f"{self.staging.compartment} with swarm {found}"
 
     def nodes(self) -> list[Node]:
-        """See Target."""
+        """See Target: every manager of the swarm is one, a ghost too, because it counts for the quorum."""
         instances = [i for i in self.compute.instances() if i.name in self.staging.nodes]
+        names = {i.name for i in instances}
         if not self.staging.swarm:
             return [_node(i, manager=True, reachable=i.state == "RUNNING") for i in instances]
-        members = {m.name: m for m in self._swarm(instances).members()}
+        members = self._swarm(instances).members()
+        known = {m.name: m for m in sorted(members, key=lambda m: m.ready)}  # of one and its ghost, the one that lives
         found = []
         for i in instances:
-            m = members.get(i.name)
+            m = known.get(i.name)
             node = _node(i, manager=m is not None and m.manager, reachable=m is not None and m.reachable)
             found.append(replace(node, ready=node.ready and m is not None and m.ready, leader=m is not None and m.leader))
-        return found
+        return found + [_unknown(m) for m in members if m.manager and (m.name not in names or m is not known[m.name])]
 
     def _instance(self, name: str) -> Instance:
         """The one instance of that name; while it is being replaced, the new one. One without the tag is none of ours."""
@@ -143,7 +144,7 @@ class OciStaging:
         return self._url(self.staging.service_url, node)
 
     def _url(self, template: str, node: str) -> str:
-        if not template:
+        if not template or node not in self.staging.nodes:
             return ""
         named = [i for i in self.compute.instances() if i.name == node]
         # If it may not be drilled, to ask it something still does no harm.
@@ -190,12 +191,13 @@ class OciStaging:
         database = self.database(node)
         return database is not None and database.exists()
 
-    def missing(self) -> str:
+    def hindrance(self, node: str) -> str:
         """See Target."""
-        folder = self.staging.terraform
-        if folder and not shutil.which("terraform"):
-            return "the program terraform"
-        return f"{folder}, the folder of {self.staging.path.name} for terraform" if folder and not Path(folder).is_dir() else ""
+        return self._terraform.hindrance(node) if self.staging.terraform else ""
+
+    @property
+    def _terraform(self) -> Terraform:
+        return Terraform(Path(self.staging.terraform), self.staging.path.name)
 
     def terraform_state(self) -> Path | None:
         """See Target: staging's own state is not lost on purpose."""
@@ -245,37 +247,26 @@ class OciStaging:
             self._swarm().evict(node)
 
     def rebuild(self, node: str) -> None:
-        """See Target."""
-        if self.staging.terraform:
-            self._terraform(node)
-            return
+        """See Target: one that runs is none that was lost, and stays."""
         known = [i for i in self.compute.instances() if i.name == node and i.tags.get(TAG) == ALLOWED]
+        if self.staging.terraform:
+            if not any(i.state == "RUNNING" for i in known):
+                self._terraform.replace(node)
+            return
         stopped = [i for i in known if i.state == "STOPPED"]
         for old in stopped:
             self.compute.replace(old)
             self._findings.append(f"drift: {node} was launched by the SDK; Terraform's state does not know it: terraform import")
 
-    def _terraform(self, node: str) -> None:
-        command = ["terraform", f"-chdir={self.staging.terraform}", "apply", "-auto-approve", "-input=false", "-no-color"]
-        address = f'oci_core_instance.staging["{node}"]'
-        try:
-            done = subprocess.run(
-                [*command, f"-replace={address}"], capture_output=True, text=True, timeout=_TERRAFORM_S, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise OutsideError(
-                f"terraform apply -replace={address}: {error}", hint="run it by hand, then akidb-pipelines drills recover"
-            ) from error
-        if done.returncode != 0:
-            raise OutsideError(
-                f"terraform apply -replace={address} ended with {done.returncode}: {done.stderr.strip()[-1000:]}",
-                hint="do what its message asks for, then akidb-pipelines drills recover",
-            )
-
     def join(self, node: str) -> None:
         """See Target."""
         if self.staging.swarm:
             self._swarm().join(node)
+
+    def undrain(self, node: str) -> None:
+        """See Target."""
+        if self.staging.swarm:
+            self._swarm().undrain(node)
 
     def put_database(self, node: str, database: Path, sha256: str) -> None:
         """See Target: what runs on the node is stopped meanwhile, or it would go on writing into the file that is replaced."""
@@ -286,6 +277,11 @@ class OciStaging:
             )
         with self._swarm().drained(node) if self.staging.swarm else nullcontext():
             target.put(database, sha256)
+
+
+def _unknown(member: Member) -> Node:
+    """A manager that no instance of ours is."""
+    return Node(name=member.name, id=member.id, address=member.id, ready=member.ready, manager=True, reachable=member.reachable)
 
 
 def _node(instance: Instance, *, manager: bool, reachable: bool) -> Node:

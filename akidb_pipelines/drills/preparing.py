@@ -31,7 +31,6 @@ def preflight(drill: Drill) -> str:
         known = ", ".join(sorted(target.faults))
         raise InputError(f"{drill.scenario.name} cannot be rehearsed on {target.name}", hint=f"it can do {known}; or --target lab")
     allowed = guards.read_allow_list(target.allow_list())
-    guards.expect_tools(target.missing())
     facts.cluster_id = target.cluster_id()
     guards.expect_cluster(facts.cluster_id, allowed)
     nodes = target.nodes()
@@ -40,9 +39,11 @@ def preflight(drill: Drill) -> str:
     facts.quorum_before = quorum(nodes)
     for victim in facts.victims:
         guards.expect_allowed(victim, allowed)
+        guards.expect_tools(target.hindrance(victim.name))
     if not _waived(drill, Guard.QUORUM):
         guards.expect_quorum(nodes, facts.victims)
-    drill.journal.write("chosen", victims=drill.victims, survivors=facts.survivors, cluster=facts.cluster_id)
+    machines = {n.name: n.id for n in facts.victims}
+    drill.journal.write("chosen", victims=drill.victims, survivors=facts.survivors, cluster=facts.cluster_id, machines=machines)
     if target.name != "lab" and not request.dry_run:
         guards.expect_confirmed(request.confirm, target.environment, "+".join(drill.victims) or "state", datetime.now(UTC).date())
     if drill.scenario.fault is Fault.LOSE_STATE:
@@ -136,6 +137,8 @@ def baseline(drill: Drill) -> str:
     nodes = target.nodes()
     if unready := [n.name for n in nodes if not n.ready]:
         raise GuardError(Guard.QUORUM, f"{', '.join(unready)} is not ready before anything was done", hint="heal the cluster first")
+    if not _waived(drill, Guard.QUORUM):
+        guards.expect_quorum(nodes, facts.victims)  # minutes have gone since it was asked
     _watch(drill)
     for name in drill.victims if drill.writer else ():
         drill.until(f"{name} to answer from outside", partial(drill.answers_outside, name))

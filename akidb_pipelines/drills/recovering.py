@@ -151,6 +151,7 @@ def _restore_one(drill: Drill, name: str) -> str:
                 refused.append(f"{dump.id}: {error.message}")
                 drill.find(f"{dump.id} was refused: {error.message}", f"find out what became of {dump.id} on its way to {name}")
                 continue
+        drill.journal.write("restored", node=name, dump=dump.id)
         record = dump.record
         drill.facts.used[name] = BackupUsed(dump.id, record.sha256, record.snapshot_at, _tier(drill, dump), tuple(refused))
         return f"{dump.id} on {name}" + (f", {len(refused)} refused before" if refused else "")

@@ -33,6 +33,7 @@ class Member:
     manager: bool
     reachable: bool
     leader: bool
+    drained: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,11 @@ class SwarmOverSsh:
 
     def join(self, name: str) -> None:
         """Make a node a manager of the swarm; nothing happens if it is one."""
-        if any(m.name == name and m.ready for m in self.members()):
-            return
         manager = self._other(name)
+        if member := self._ready(name):
+            if not member.manager:  # somebody demoted it, and could not remove it
+                self.docker(manager, "node", "promote", member.id)
+            return
         token = self.docker(manager, "swarm", "join-token", "--quiet", "manager").strip()
         address = json.loads(self.docker(manager, "info", "--format", "{{json .Swarm.NodeAddr}}"))
         with suppress(OutsideError):  # of one that was evicted while it was off, and believes that it is still in
@@ -123,7 +126,10 @@ class SwarmOverSsh:
             OutsideError: they do not stop.
         """
         manager = self._other(name)
-        self.docker(manager, "node", "update", "--availability", "drain", name)
+        member = self._ready(name)
+        if member is None:
+            raise OutsideError(f"{name} is not ready in its swarm", hint="docker node ls; docs/runbooks/node-lost-in-staging.md")
+        self.docker(manager, "node", "update", "--availability", "drain", member.id)
         try:
             end = time.monotonic() + _PATIENCE_S
             while self.docker(name, "ps", "--quiet", "--filter", "label=com.docker.swarm.task.id").strip():
@@ -132,7 +138,16 @@ class SwarmOverSsh:
                 time.sleep(1)
             yield
         finally:
-            self.docker(manager, "node", "update", "--availability", "active", name)
+            self.docker(manager, "node", "update", "--availability", "active", member.id)
+
+    def undrain(self, name: str) -> None:
+        """Let services run on a node again; nothing happens if they may."""
+        if (member := self._ready(name)) and member.drained:
+            self.docker(self._other(name), "node", "update", "--availability", "active", member.id)
+
+    def _ready(self, name: str) -> Member | None:
+        """The member of that name that is ready: a ghost of it is not."""
+        return next((m for m in self.members() if m.name == name and m.ready), None)
 
     def _other(self, name: str) -> str:
         for other in (n for n in self.names if n != name):
@@ -190,4 +205,5 @@ def _member(told: Mapping[str, Any]) -> Member:
         manager=bool(manager),
         reachable=manager in ("Leader", "Reachable"),
         leader=manager == "Leader",
+        drained=told.get("Availability") == "Drain",
     )

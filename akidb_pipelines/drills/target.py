@@ -72,6 +72,8 @@ class Target(Protocol):
     """`lab` or `oci`."""
     faults: frozenset[Fault]
     """What can be done to its nodes."""
+    makes_databases: bool
+    """Whether its service makes an empty database where there is none: that there is one proves nothing then."""
     poll_s: float
     """Between two looks at it."""
 
@@ -130,8 +132,12 @@ class Target(Protocol):
         """
         ...
 
-    def missing(self) -> str:
-        """What a node cannot be built anew without, and is not there; empty when nothing is."""
+    def hindrance(self, node: str) -> str:
+        """Why a node could not be built anew from here, or not without harm to others; empty when it could.
+
+        Raises:
+            OutsideError: nobody can say.
+        """
         ...
 
     def terraform_state(self) -> Path | None:
@@ -180,6 +186,10 @@ class Target(Protocol):
 
     def join(self, node: str) -> None:
         """Make it a manager of the cluster; `nodes` says when it is one."""
+        ...
+
+    def undrain(self, node: str) -> None:
+        """Let services run on it again, if a database that was being brought back still keeps them off."""
         ...
 
     def put_database(self, node: str, database: Path, sha256: str) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from akidb_pipelines.backups.depot import Depot
 from akidb_pipelines.backups.dump import Dump
 from akidb_pipelines.backups.sources import Database
 from akidb_pipelines.backups.terraform import StateShelf, parse_state
-from akidb_pipelines.drills.journal import Undo
+from akidb_pipelines.drills.journal import Journal, Undo
 from akidb_pipelines.drills.report import UndoRecord
 from akidb_pipelines.drills.target import Node, NoQuorumError, Target
 from akidb_pipelines.errors import IntegrityError, OutsideError, PipelineError
@@ -38,20 +39,20 @@ class Undoing:
         target: where.
         depot: has the backups.
         states: copies of Terraform's state.
-        survivors: nodes that the drill did not touch.
+        journal: of the drill: what it did, and where what is brought back is noted.
         patience_s: so long a node may take to be ready.
     """
 
     target: Target
     depot: Depot
     states: StateShelf
-    survivors: Sequence[str]
+    journal: Journal
     patience_s: float = _READY_S
 
-    def all(self, undoes: Sequence[Undo]) -> list[UndoRecord]:
+    def all(self) -> list[UndoRecord]:
         """Do everything that is left to do; one that fails does not keep the others from being done."""
         records = []
-        for undo in undoes:
+        for undo in self.journal.noted().undoes:
             try:
                 records.append(UndoRecord(undo.action, undo.node, True, self._one(undo)))
             except PipelineError as error:
@@ -79,6 +80,10 @@ class Undoing:
         node = self._node(name)
         return node is not None and (node.is_healthy_manager or not node.manager) and self._answers(name)
 
+    def _is_manager(self, name: str) -> bool:
+        node = self._node(name)
+        return node is not None and node.is_healthy_manager
+
     def _node(self, name: str) -> Node | None:
         try:
             return next((n for n in self.target.nodes() if n.name == name and n.ready), None)
@@ -103,9 +108,9 @@ class Undoing:
         self._wait(name)
         return done
 
-    def _wait(self, name: str) -> None:
+    def _wait(self, name: str, *, manager: bool = False) -> None:
         end = time.monotonic() + self.patience_s
-        while not self._is_ready(name):
+        while not self._is_ready(name) or (manager and not self._is_manager(name)):
             if time.monotonic() > end:
                 raise OutsideError(
                     f"{name} did not become ready, and as a manager reachable, within {self.patience_s:.0f} s",
@@ -114,25 +119,43 @@ class Undoing:
             time.sleep(_POLL_S)
 
     def _member(self, name: str) -> str:
+        with suppress(OutsideError):  # without a quorum nobody can; it is asked again below
+            self.target.undrain(name)
         # Until the cluster and the node itself say the same.
         end = time.monotonic() + _SETTLED_S
         while (node := self._node(name)) and not self._answers(name) and time.monotonic() < end:
             time.sleep(_POLL_S)
         if node and node.is_healthy_manager and self._answers(name):
             return self._database(name) or "nothing to do: it is a manager and serves its database"
-        try:
-            listed = any(n.name == name and n.manager for n in self.target.nodes())
-        except NoQuorumError:
-            listed = False
-            self.target.reform(self.survivors[0], [name])
-        if listed and self._comes_back(name):
+        if self._is_listed(name) and self._comes_back(name):
             return self._database(name) or "powered on: it is a manager and serves its database"
+        self._build_anew(name)
+        self._join(name)
+        self._wait(name, manager=True)
+        return f"joined; {self._database(name) or 'it has its database'}"
+
+    def _is_listed(self, name: str) -> bool:
+        """Whether the cluster has it among its managers; a cluster that has lost its quorum is formed anew first."""
+        try:
+            nodes = self.target.nodes()
+        except NoQuorumError:
+            noted = self.journal.noted()
+            self.target.reform(noted.survivors[0], sorted({u.node for u in noted.undoes}))
+            nodes = self.target.nodes()
+        return any(n.name == name and n.manager for n in nodes)
+
+    def _build_anew(self, name: str) -> None:
+        """Whatever is on its disk goes with it: so nobody does that to a node that the cluster finds well, or that cannot be built."""
+        node = self._node(name)
+        if node and node.is_healthy_manager:
+            raise OutsideError(
+                f"{name} is a healthy manager, and its service does not answer: it is not built anew for that",
+                hint="docker service ps, docker service logs; then akidb-pipelines drills recover",
+            )
+        if node is None and (hindrance := self.target.hindrance(name)):
+            raise OutsideError(f"{name} cannot be built anew: {hindrance}", hint="docs/runbooks/drill-interrupted.md")
         self.target.evict(name)
         self.target.rebuild(name)
-        self._join(name)
-        self._wait(name)
-        self._database(name)
-        return "built anew, joined, its database brought back"
 
     def _join(self, name: str) -> None:
         """A machine that has just started says no for a while; building it anew for that would begin all over again."""
@@ -149,7 +172,7 @@ class Undoing:
         """Give a node that nobody has evicted its power back: that costs less than another one in its place."""
         with suppress(OutsideError):
             self.target.power_on(name)
-            end = time.monotonic() + _SETTLED_S
+            end = time.monotonic() + self.patience_s
             while time.monotonic() < end:
                 if (node := self._node(name)) and node.is_healthy_manager and self._answers(name):
                     return True
@@ -157,21 +180,32 @@ class Undoing:
         return False
 
     def _database(self, name: str) -> str:
-        """Bring the database back if the service has none; returns what was done."""
+        """Bring the database back if the service has none, or made itself an empty one; returns what was done."""
+        self.target.undrain(name)
         database = self.target.database(name)
         if database is None:
             return ""
-        if self.target.has_database(name):
+        if self.target.has_database(name) and not self._is_new(name):
             return ""
+        fault_at = self.journal.noted().fault_at
         with scratch_folder(self.depot.scratch) as folder:
             for dump in candidates(self.depot, database):
+                if fault_at and datetime.fromisoformat(dump.record.snapshot_at) > fault_at:
+                    continue  # of what the service made itself
                 with suppress(IntegrityError, MissingObjectError):
                     brought = self.depot.sound(dump, folder)
                     self.target.put_database(name, brought.path, dump.record.sha256)
+                    self.journal.write("restored", node=name, dump=dump.id)
                     return f"{dump.id} brought back"
         raise OutsideError(
             f"{name}: no backup of {database.where} could be brought back", hint="docs/runbooks/restore-a-database.md"
         )
+
+    def _is_new(self, name: str) -> bool:
+        """Whether another machine is in its place, to which nothing was brought yet: a database on it is an empty one."""
+        noted = self.journal.noted()
+        before, now = noted.machines.get(name), self._node(name)
+        return bool(self.target.makes_databases and before and now and now.id != before and name not in noted.restored)
 
     # --- the state
 

@@ -18,7 +18,7 @@ import pytest
 from akidb_pipelines.backups.terraform import parse_state
 from akidb_pipelines.drills.desk import Desk
 from akidb_pipelines.drills.drill import Limits, Request
-from akidb_pipelines.drills.journal import Cabinet, Journal, Undo
+from akidb_pipelines.drills.journal import Cabinet, Journal
 from akidb_pipelines.drills.report import PhaseRecord, markdown
 from akidb_pipelines.drills.scenarios import DEADLINES, SCENARIOS, Phase, scenario_named
 from akidb_pipelines.drills.target import Node
@@ -334,7 +334,7 @@ def test_a_drill_that_is_told_to_end_puts_everything_right_itself(swarm, desk):
     swarm.expect_whole()
 
 
-def test_nothing_is_put_right_before_the_node_counts_for_the_quorum_again(swarm, desk):
+def test_nothing_is_put_right_before_the_node_counts_for_the_quorum_again(swarm, desk, tmp_path):
     """A manager is ready a moment before it is reachable: whoever loses another one in that moment loses the cluster."""
 
     class Rejoining(LabTarget):
@@ -344,12 +344,23 @@ def test_nothing_is_put_right_before_the_node_counts_for_the_quorum_again(swarm,
             return [replace(n, reachable=n.reachable and (self.is_reachable or n.name != NODES[1])) for n in super().nodes()]
 
     target = Rejoining(swarm.lab)
-    undoing = Undoing(target, desk.depot, desk.states, [NODES[0]], patience_s=1)
-    (early,) = undoing.all([Undo("power_on", NODES[1])])
+    journal = Journal(tmp_path)
+    journal.write("undo", action="power_on", node=NODES[1])
+    undoing = Undoing(target, desk.depot, desk.states, journal, patience_s=1)
+    (early,) = undoing.all()
     assert not early.ok and f"{NODES[1]} did not become ready, and as a manager reachable, within 1 s" in early.found
     target.is_reachable = True
-    (done,) = undoing.all([Undo("power_on", NODES[1])])
+    (done,) = undoing.all()
     assert done.ok, done.found
+
+
+def test_a_survivor_that_is_slow_once_is_not_made_a_cluster_of_its_own(swarm, monkeypatch):
+    """One lost node of three takes no quorum along."""
+    before = swarm.target.cluster_id(), sorted(n.id for n in swarm.target.nodes())
+    monkeypatch.setattr(LabTarget, "_can_say", lambda *_: False)
+    swarm.target.reform(NODES[0], [NODES[2]])
+    assert (swarm.target.cluster_id(), sorted(n.id for n in swarm.target.nodes())) == before
+    swarm.expect_whole()
 
 
 @pytest.mark.exhaustive

@@ -65,9 +65,22 @@ def test_a_lost_manager_is_evicted_and_its_successor_joins(swarm, inventory):
     swarm.target.put_database(victim, seed_database(swarm.settings), digest_file(seed_database(swarm.settings)))
     with members.drained(victim):
         assert members.docker(victim, "ps", "--quiet").strip() == ""
+    _left_by_one_who_was_killed(swarm, members, victim)
     assert waited(swarm.lab.running, 60)
     assert waited(lambda: not members.tasks_on(victim), 30)
     swarm.expect_whole()
+
+
+def _left_by_one_who_was_killed(swarm, members: SwarmOverSsh, victim: str) -> None:
+    """A node that is drained takes services again, and one that was demoted and not removed is a manager again."""
+    other = next(n for n in NODES if n != victim)
+    members.docker(other, "node", "update", "--availability", "drain", victim)
+    members.undrain(victim)
+    assert [m.drained for m in members.members() if m.name == victim] == [False]
+    members.docker(other, "node", "demote", victim)
+    assert waited(lambda: [m for m in members.members() if m.name == victim and m.ready and not m.manager], 30)
+    members.join(victim)
+    assert waited(lambda: [m for m in members.members() if m.name == victim and m.reachable], 60)
 
 
 def test_what_docker_refuses_is_told_and_nobody_left_is_no_quorum(inventory, swarm):

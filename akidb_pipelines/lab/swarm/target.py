@@ -72,6 +72,7 @@ class LabTarget:
     name = "lab"
     environment = "lab"
     faults = frozenset(Fault)
+    makes_databases = False
     poll_s = 0.1
 
     def close(self) -> None:
@@ -154,7 +155,7 @@ class LabTarget:
             raise OutsideError(f"{node}: its service does not answer: {error}", hint="akidb-pipelines lab status swarm") from error
         return answer.status_code == 200
 
-    def missing(self) -> str:
+    def hindrance(self, node: str) -> str:
         """See Target: a lab that is up has all it needs."""
         return ""
 
@@ -199,15 +200,19 @@ class LabTarget:
     # --- recovery
 
     def reform(self, survivor: str, lost: Sequence[str]) -> None:
-        """See Target."""
-        with self.lab.node(survivor) as node, suppress(OutsideError), node.client(_ASK_S) as client:
-            client.nodes.list()
+        """See Target: those who have lost the majority answer no question; one that is slow is asked again."""
+        if len(lost) * 2 < len(NODES) or waited(lambda: self._can_say(survivor), _ASK_S):
             return
         with self.lab.node(survivor) as node, node.client(60) as client:
             address = node.address
             # Not client.swarm.init: that asks the swarm for its state first, which no one can give.
             client.api.init_swarm(advertise_addr=address, listen_addr=f"{address}:2377", force_new_cluster=True)
         waited(lambda: [n for n in self.nodes() if n.leader], _EVICT_S)
+
+    def _can_say(self, node: str) -> bool:
+        with self.lab.node(node) as own, own.client(_ASK_S) as client:
+            client.nodes.list()
+            return True
 
     def evict(self, node: str) -> None:
         """See Target."""
@@ -241,6 +246,9 @@ class LabTarget:
                     self.lab.join(own, leader)
             for member in waited(lambda: _ready(client, node), _EVICT_S) or ():
                 label(member)
+
+    def undrain(self, node: str) -> None:
+        """See Target: here nothing is drained."""
 
     def put_database(self, node: str, database: Path, sha256: str) -> None:
         """See Target."""
