@@ -33,7 +33,7 @@ class Terraform:
     folder: Path
     told_in: str
 
-    def missing(self) -> str:
+    def _missing(self) -> str:
         """What is not on this machine; empty when nothing is."""
         if not shutil.which("terraform"):
             return "the program terraform is not on this machine"
@@ -45,7 +45,7 @@ class Terraform:
         Raises:
             OutsideError: Terraform cannot say.
         """
-        if missing := self.missing():
+        if missing := self._missing():
             return missing
         with self._planned(node) as (_, others):
             return others
@@ -68,8 +68,14 @@ class Terraform:
         with tempfile.TemporaryDirectory(prefix="akidb-plan-") as folder:  # a plan has secrets in it
             plan = Path(folder) / "plan"
             self._run("plan", "-input=false", "-no-color", f"-out={plan}", f"-replace={address}")
-            changes = json.loads(self._run("show", "-json", str(plan))).get("resource_changes", ())
-            yield plan, _others(address, changes)
+            told = self._run("show", "-json", str(plan))
+            try:
+                others = _others(address, json.loads(told).get("resource_changes", ()))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise OutsideError(
+                    f"terraform show -json says no plan: {error!r}: {told[:200]}", hint="terraform version; run it by hand"
+                ) from error
+            yield plan, others
 
     def _run(self, *arguments: str) -> str:
         tried = f"terraform {' '.join(a for a in arguments if not a.startswith(('-out', '-input', '-no-color', '/')))}"

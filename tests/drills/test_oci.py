@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,90 +10,16 @@ from pathlib import Path
 import pytest
 
 from akidb_pipelines.backups.depot import open_depot
-from akidb_pipelines.backups.sources import HostDatabase
-from akidb_pipelines.drills.desk import Desk, open_desk
+from akidb_pipelines.drills.desk import open_desk
 from akidb_pipelines.drills.drill import Limits, Request
 from akidb_pipelines.drills.oci_compute import CapacityError, Compute
 from akidb_pipelines.drills.oci_staging import OciStaging, open_staging, read_staging
 from akidb_pipelines.drills.scenarios import scenario_named
 from akidb_pipelines.drills.swarm_ssh import Member
-from akidb_pipelines.drills.undo import Undoing
 from akidb_pipelines.errors import InputError, OutsideError
-from akidb_pipelines.settings import Settings
-from tests.backups.conftest import make_database
+from tests.drills.conftest import ALLOWED, NODES, changes, confirmed, refused
 from tests.services.http_stub import Status
 from tests.services.oci_staging_stub import COMPARTMENT, DOMAINS, OciStagingStub
-
-NODES = ("staging-1", "staging-2", "staging-3")
-ALLOWED = {"akidb-drill": "allowed", "team": "platform"}
-
-
-@pytest.fixture
-def oci():
-    with OciStagingStub() as stub:
-        for name in (*NODES, "build-1"):
-            stub.make_instance(name, tags=dict(ALLOWED))
-        stub.make_buckets("base-cold", "base-tfstate", "base-artifacts", "base-channels")
-        yield stub
-
-
-@pytest.fixture
-def settings(tmp_path, oci, jetson_lab, monkeypatch) -> Settings:
-    """Staging's hosts are the lab's SSH server: what goes over SSH is real, and only OCI is a stub."""
-    monkeypatch.setenv("OCI_CONFIG_FILE", str(oci.config_file(tmp_path)))
-    host = jetson_lab.inventory.hosts["jetson-a"]
-    about = {
-        "ansible_host": "localhost",
-        "ansible_port": host.port,
-        "ansible_user": host.user,
-        "ansible_ssh_private_key_file": host.key_file,
-        "akidb_known_hosts": host.known_hosts,
-        "ansible_ssh_common_args": f"-o HostKeyAlias=[{host.address}]:{host.port}",
-    }
-    data = tmp_path / "node"
-    data.mkdir()
-    hosts = {name: {**about, "akidb_databases": {"metadata": str(make_database(data / f"{name}.db"))}} for name in NODES}
-    inventory, allow = tmp_path / "inventory.yaml", tmp_path / "staging.yaml"
-    inventory.write_text(json.dumps({"staging": {"hosts": hosts}}))
-    told = {"endpoint": oci.endpoint, "wait_seconds": 2, "poll_seconds": 0.05, "swarm": False}
-    allow.write_text(json.dumps({"environment": "staging", "cluster": COMPARTMENT, "targets": list(NODES), "oci": told}))
-    return Settings(
-        home=tmp_path / "home", store="oci://axns/base", oci_endpoint=oci.endpoint, inventory=inventory, drill_allow_list=allow
-    )
-
-
-@pytest.fixture
-def staging(settings) -> OciStaging:
-    found = open_staging(settings)
-    assert found is not None
-    return found
-
-
-@pytest.fixture
-def desk(settings) -> Desk:
-    return open_desk(settings, {"oci": lambda _: open_staging(settings)})
-
-
-@pytest.fixture
-def backed_up(settings, staging):
-    """A verified backup of staging-2, an hour old or less."""
-    depot = open_depot(settings)
-    database = staging.database("staging-2")
-    assert isinstance(database, HostDatabase)
-    dump = depot.take(database)
-    assert not [r for r in depot.run_checks(dump) if r.holds_back]
-    return dump
-
-
-def confirmed(node: str = "staging-2") -> str:
-    return f"staging/{node}/{datetime.now(UTC).date()}"
-
-
-def changes(oci: OciStagingStub) -> list[str]:
-    """What was asked of Compute that changes something."""
-    asked = [e.request for e in oci.log if "/20160918/instances" in e.request.target]
-    return [f"{r.method} {r.query.get('action', '')}".strip() for r in asked if r.method != "GET"]
-
 
 # --- a whole drill
 
@@ -131,33 +55,27 @@ def test_without_the_right_confirmation_nothing_is_touched(desk, oci, confirm):
     assert changes(oci) == []
 
 
-def _refused(desk: Desk, oci: OciStagingStub, node: str) -> str:
-    done = desk.run("oci", Request(scenario_named("node_power_off"), "me", node, confirm=confirmed(node)))
-    assert done.verdict == "aborted" and changes(oci) == []
-    return done.reason
-
-
 def test_where_a_node_could_not_be_built_anew_none_is_touched(settings, oci, tmp_path, monkeypatch):
     """As in a container of the team tier, which has no Terraform."""
 
-    def refused(folder) -> str:
+    def told(folder) -> str:
         staging = open_staging(settings)
         staging.staging = replace(staging.staging, terraform=str(folder))
-        return _refused(open_desk(settings, {"oci": lambda _: staging}), oci, "staging-2")
+        return refused(open_desk(settings, {"oci": lambda _: staging}), oci, "staging-2")
 
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert "guard tools: the program terraform is not on this machine; nothing was touched" in refused(tmp_path)
+    assert "guard tools: the program terraform is not on this machine; nothing was touched" in told(tmp_path)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    assert "guard tools" in refused(tmp_path / "nowhere")
+    assert "guard tools" in told(tmp_path / "nowhere")
 
 
 def test_a_node_that_is_not_in_the_allow_list_is_not_touched(desk, oci):
-    assert "node build-1: there is none" in _refused(desk, oci, "build-1")
+    assert "node build-1: there is none" in refused(desk, oci, "build-1")
 
 
 def test_a_node_without_the_tag_is_not_touched(desk, oci):
     oci.named("staging-2")[0].tags.pop("akidb-drill")
-    assert "its tag akidb-drill is not there" in _refused(desk, oci, "staging-2")
+    assert "its tag akidb-drill is not there" in refused(desk, oci, "staging-2")
 
 
 def test_a_node_without_the_tag_may_still_be_asked_whether_it_answers(staging, oci):
@@ -170,7 +88,7 @@ def test_a_node_without_the_tag_may_still_be_asked_whether_it_answers(staging, o
 
 def test_two_instances_of_one_name_are_not_touched(desk, oci):
     oci.make_instance("staging-2", tags=dict(ALLOWED))
-    told = _refused(desk, oci, "staging-2")
+    told = refused(desk, oci, "staging-2")
     assert "several have that name" in told
     done = desk.run("oci", Request(scenario_named("node_power_off"), "me", confirm=confirmed("staging-1")))
     assert done.verdict == "aborted" and changes(oci) == [], "nor is another one, while names are not clear"
@@ -178,126 +96,32 @@ def test_two_instances_of_one_name_are_not_touched(desk, oci):
 
 def test_another_compartment_is_not_touched(desk, oci, monkeypatch):
     monkeypatch.setattr(OciStaging, "cluster_id", lambda _: "ocid1.compartment.oc1..production")
-    assert "this is cluster ocid1.compartment.oc1..production" in _refused(desk, oci, "staging-2")
+    assert "this is cluster ocid1.compartment.oc1..production" in refused(desk, oci, "staging-2")
 
 
 def test_without_a_backup_nothing_is_touched(desk, oci):
-    assert "there is no backup of ssh://staging-2" in _refused(desk, oci, "staging-2")
+    assert "there is no backup of ssh://staging-2" in refused(desk, oci, "staging-2")
 
 
 def test_with_a_backup_that_nobody_verified_nothing_is_touched(desk, oci, settings, staging):
     open_depot(settings).take(staging.database("staging-2"))
-    assert "is not verified" in _refused(desk, oci, "staging-2")
+    assert "is not verified" in refused(desk, oci, "staging-2")
 
 
 def test_with_a_backup_that_is_too_old_nothing_is_touched(settings, oci, backed_up):
     desk = open_desk(settings, {"oci": lambda _: open_staging(settings)}, Limits(rpo_s=0))
-    assert "guard backup-age" in _refused(desk, oci, "staging-2")
+    assert "guard backup-age" in refused(desk, oci, "staging-2")
 
 
 def test_when_too_few_managers_would_stay_nothing_is_touched(desk, oci):
     oci.named("staging-3")[0].state = "STOPPED"
-    assert "1 healthy managers would stay of" in _refused(desk, oci, "staging-2")
+    assert "1 healthy managers would stay of" in refused(desk, oci, "staging-2")
 
 
 @pytest.mark.parametrize("name", ["partition", "quorum_loss", "volume_corruption", "stale_backup", "lost_terraform_state"])
 def test_what_is_for_the_lab_alone_is_not_done_on_oci(desk, oci, name):
     done = desk.run("oci", Request(scenario_named(name), "me", "staging-2", confirm=confirmed()))
     assert done.verdict == "aborted" and f"{name} cannot be rehearsed on oci" in done.reason and changes(oci) == []
-
-
-def undoing(desk: Desk, staging: OciStaging, patience_s: float, **chosen: object) -> Undoing:
-    """What undoes a drill that lost staging-2 and came to its eviction."""
-    journal = desk.cabinet.begin("oci", "node_power_off", datetime.now(UTC))
-    journal.write("chosen", **{"victims": ["staging-2"], "survivors": ["staging-1", "staging-3"], **chosen})
-    journal.write("undo", action="member", node="staging-2")
-    return Undoing(staging, desk.depot, desk.states, journal, patience_s)
-
-
-def test_a_database_that_cannot_be_asked_is_never_replaced(desk, oci, backed_up, staging, monkeypatch, tmp_path):
-    """Undoing looks whether there is a database; "I could not ask" is no "there is none"."""
-    path = tmp_path / "node" / "staging-2.db"
-    before = path.read_bytes()
-    monkeypatch.setattr(HostDatabase, "exists", lambda _: (_ for _ in ()).throw(OutsideError("connection lost")))
-    (record,) = undoing(desk, staging, 1).all()
-    assert not record.ok and "connection lost" in record.found and path.read_bytes() == before
-
-
-def test_a_machine_that_is_still_starting_is_not_built_anew_again(desk, oci, backed_up, staging, monkeypatch):
-    """sshd is not up when the cloud calls a machine running: undoing waits for it, as the drill does."""
-
-    def stays_off(_):
-        raise OutsideError("out of host capacity")
-
-    oci.named("staging-2")[0].state = "STOPPED"
-    monkeypatch.setattr(staging, "power_on", stays_off)
-    join, said = staging.join, ["connection refused", "connection refused"]
-    built, rebuild = [], staging.rebuild
-
-    def not_yet(name):
-        if said:
-            raise OutsideError(said.pop())
-        join(name)
-
-    monkeypatch.setattr(staging, "join", not_yet)
-    monkeypatch.setattr(staging, "rebuild", lambda name: (built.append(name), rebuild(name)))
-    (record,) = undoing(desk, staging, 10).all()
-    assert record.ok and "joined" in record.found, record
-    assert not said and built == ["staging-2"]
-
-
-def test_a_healthy_manager_whose_service_is_silent_is_not_built_anew(desk, oci, backed_up, staging, monkeypatch, tmp_path):
-    """Its disk has everything since the last backup."""
-    monkeypatch.setattr("akidb_pipelines.drills.undo._SETTLED_S", 0.1)
-    staging.staging = replace(staging.staging, service_url="http://127.0.0.1:9")
-    before = (tmp_path / "node" / "staging-2.db").read_bytes()
-    (record,) = undoing(desk, staging, 1).all()
-    assert not record.ok and "staging-2 is a healthy manager, and its service does not answer" in record.found
-    assert changes(oci) == [] and (tmp_path / "node" / "staging-2.db").read_bytes() == before
-
-
-def test_what_runs_is_not_built_anew_by_terraform_either(staging, oci, monkeypatch, tmp_path):
-    staging.staging = replace(staging.staging, terraform=str(tmp_path))
-    built = []
-    monkeypatch.setattr("akidb_pipelines.drills.terraform.Terraform.replace", lambda _, node: built.append(node))
-    staging.rebuild("staging-2")
-    assert built == []
-    oci.named("staging-2")[0].state = "STOPPED"
-    staging.rebuild("staging-2")
-    assert built == ["staging-2"]
-
-
-def test_a_node_that_could_not_be_built_anew_is_not_evicted(desk, oci, backed_up, staging, monkeypatch):
-    oci.named("staging-2")[0].state = "STOPPED"
-    monkeypatch.setattr(staging, "power_on", lambda _: None)
-    monkeypatch.setattr(staging, "hindrance", lambda _: "the program terraform is not on this machine")
-    evicted = []
-    monkeypatch.setattr(staging, "evict", evicted.append)
-    (record,) = undoing(desk, staging, 0.1).all()
-    assert not record.ok and "cannot be built anew: the program terraform" in record.found and evicted == []
-
-
-def test_the_empty_database_of_a_new_machine_is_not_taken_for_what_was_lost(desk, oci, backed_up, staging, tmp_path):
-    """A drill that was killed before the backup arrived: the service made itself an empty one, and the night's dump is of that."""
-    path = tmp_path / "node" / "staging-2.db"
-    rows = documents(path)
-    undo = undoing(desk, staging, 1, machines={"staging-2": "ocid1.instance.oc1..the-lost-one"})
-    path.unlink()
-    make_database(path, rows=0)
-    nights = desk.depot.take(staging.database("staging-2"))
-    (record,) = undo.all()
-    assert record.ok and f"{backed_up.id} brought back" in record.found and nights.id != backed_up.id
-    assert documents(path) == rows > 0
-    path.unlink()
-    make_database(path, rows=rows + 1)
-    (record,) = undo.all()
-    assert record.ok and "nothing to do" in record.found, "once is enough: what was written since stays"
-    assert documents(path) == rows + 1
-
-
-def documents(path: Path) -> int:
-    with closing(sqlite3.connect(path)) as db:
-        return int(db.execute("SELECT count(*) FROM documents").fetchone()[0])
 
 
 class FakeSwarm:
@@ -332,7 +156,7 @@ def test_every_manager_of_the_swarm_counts_for_the_quorum(desk, staging, oci, mo
     staging.staging = replace(staging.staging, swarm=True, swarm_id="the-swarm")
     monkeypatch.setattr(staging, "_swarm", lambda instances=None: swarm)
     assert sorted(n.name for n in staging.nodes() if n.is_healthy_manager) == list(NODES), "the living one is not hidden"
-    assert told in _refused(replace(desk, targets={"oci": lambda _: staging}), oci, "staging-2")
+    assert told in refused(replace(desk, targets={"oci": lambda _: staging}), oci, "staging-2")
 
 
 def test_a_node_with_several_databases_is_not_lost(settings, oci, tmp_path):
@@ -340,7 +164,7 @@ def test_a_node_with_several_databases_is_not_lost(settings, oci, tmp_path):
     told["staging"]["hosts"]["staging-2"]["akidb_databases"]["more"] = "/var/lib/akidb/more.db"
     (tmp_path / "inventory.yaml").write_text(json.dumps(told))
     desk = open_desk(settings, {"oci": lambda _: open_staging(settings)})
-    assert "several databases" in _refused(desk, oci, "staging-2")
+    assert "several databases" in refused(desk, oci, "staging-2")
 
 
 def test_two_operators_do_not_drill_staging_at_once(settings, oci, tmp_path):

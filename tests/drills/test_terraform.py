@@ -70,6 +70,13 @@ def test_a_plan_that_does_anything_else_to_staging_is_not_applied(terraform, tmp
     assert told in str(error.value) and "apply" not in asked(tmp_path)
 
 
+def test_a_plan_that_cannot_be_read_is_not_applied(terraform, tmp_path):
+    (tmp_path / "plan.json").write_text("Usage: terraform [global options] show")
+    with pytest.raises(OutsideError, match=r"terraform show -json says no plan.*Usage: terraform"):
+        terraform.replace("staging-2")
+    assert "apply" not in asked(tmp_path)
+
+
 def test_what_terraform_refuses_is_told(terraform, tmp_path):
     plans(tmp_path, node=["delete", "create"])
     (tmp_path / "refuses").write_text("Error: Error acquiring the state lock")
